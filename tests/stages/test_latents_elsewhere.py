@@ -14,8 +14,10 @@ import tiny
 from dmvae import checks, cli
 from dmvae.commands.serve import read
 from dmvae.datasets import look_again
+from dmvae.datasets.image_file import write_png
 from dmvae.jobs import plan
 from dmvae.latents.store import LatentSet
+from dmvae.pipeline import about_data
 from dmvae.recipe import load
 from dmvae.serve.folder import Networks
 from dmvae.stages.generator import GeneratorStage
@@ -261,6 +263,7 @@ def refused(path: Path) -> list[str]:
         ({"data": {"test": IMAGES | {"flip": True}}}, "data.test.flip: test images are never mirrored"),
         ({"data": {"limit": 9}}, "data.limit: latents are taken as they lie"),
         ({"data": {"test": IMAGES | {"size": 16}}}, "data.test.size: 16, and data.size is 12"),
+        ({"data": {"test": {"type": "image_folder", "root": "gone"}}}, "data.test.root: gone does not exist"),
         ({"data": {"test": IMAGES | {"num_classes": 2}}}, "has the label 2, and data.test has 2 classes"),
     ],
 )
@@ -303,6 +306,15 @@ def test_the_classes_that_encode_wrote_are_those_of_the_test_images(theirs, tmp_
     look_again()
     (told,) = refused(path)
     assert "are of the classes triangle, square, circle, and data.test has the classes circle, square, triangle" in told
+
+
+def test_how_test_images_were_chosen_is_told_with_the_field_that_says_it(theirs, tmp_path):
+    for name in ("circle", "square", "triangle"):
+        for i in range(3):
+            write_png(tmp_path / f"images/{name}/{i}.png", torch.rand(3, 12, 12))
+    data = {"test": {"type": "image_folder", "root": str(tmp_path / "images")}}
+    told = about_data(load(write(tmp_path, theirs, data))["main"])
+    assert told.endswith("the test images are 10% of all, chosen by file name (data.test.valid_fraction)")
 
 
 def test_a_plan_counts_links_as_no_bytes_and_latents_as_latents(theirs, tmp_path, capsys):

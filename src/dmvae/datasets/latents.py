@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -60,7 +61,7 @@ class LatentsData(DatasetConfig):
         object.__setattr__(self, "test", replace(self.test, size=self.size, channels=self.channels))
 
     def build(self, split: Split) -> Dataset:
-        images = None if self.test is None else open_dataset(self.test, "test")
+        images = self._images()
         if split == "test":
             if images is None:
                 raise ValueError(
@@ -75,6 +76,21 @@ class LatentsData(DatasetConfig):
 
     def image_folders(self) -> list[Path]:
         return [] if self.test is None else self.test.image_folders()
+
+    def held_out(self) -> str:
+        return "" if self.test is None else self._here(self.test.held_out())
+
+    def _images(self) -> Dataset | None:
+        """The test images. Raises ValueError as their data set does."""
+        try:
+            return None if self.test is None else open_dataset(self.test, "test")
+        except ValueError as error:
+            raise ValueError(self._here(str(error))).with_traceback(error.__traceback__) from error
+
+    def _here(self, text: str) -> str:
+        """What the data set of the test images says, with its fields where they stand here: data.test.root."""
+        names = ("type", *(field.name for field in fields(self.test))) if self.test is not None else ()
+        return re.sub(rf"(?<![\w./-])data\.(?=(?:{'|'.join(names)})\b)", "data.test.", text)
 
 
 FLIP = "; files that hold latents_flip give the generator mirror images too"
