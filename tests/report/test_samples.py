@@ -1,9 +1,13 @@
 """The grid of generated images."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from fake_run import build
 
 from dmvae.datasets import open_dataset
+from dmvae.datasets.latents import LatentsData
 from dmvae.datasets.shapes import Shapes
 from dmvae.report.pictures import samples
 from dmvae.report.run import Run
@@ -33,3 +37,16 @@ def test_methods_of_other_data_have_rows_and_names_of_their_own(tmp_path):
         assert all(f'<span class="class">{name}</span>' in page for name in names)
         assert f'alt="{own}: samples of {names[-1]}"' in page
     assert "(16 × 16 pixels, 3 classes) and <b>shapes</b> (16 × 16 pixels, 4 classes): <b>a</b>" in summary(run)
+
+
+def test_classes_have_their_names_where_there_are_no_test_images(tmp_path):
+    root = tmp_path / "latents"
+    for name in ("cat", "dog", "eel"):
+        (root / name).mkdir(parents=True)
+        np.save(root / name / "0.npy", np.ones((2, 3, 3), np.float32))
+    (job,) = build(tmp_path, ("a",), ("sample",), data=Shapes(size=32, num_classes=3, count=8, test_count=40))
+    job.recipe = replace(job.recipe, data=LatentsData(root=str(root)))
+    run = Run(tmp_path, [job])
+    assert run.classes == ("cat", "dog", "eel")
+    assert '<span class="class">dog</span>' in samples(run)
+    assert "(32 × 32 pixels, 3 classes)" in summary(run)

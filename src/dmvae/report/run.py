@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dmvae.config import Values
-from dmvae.datasets import DatasetConfig, open_dataset
+from dmvae.datasets import DatasetConfig, Split, open_dataset
 from dmvae.jobs import Job
 from dmvae.references.report import REPORT
 from dmvae.report.summary import as_it_stands
@@ -198,10 +199,11 @@ def class_name(classes: Sequence[str], label: int) -> str:
 
 
 def _classes(data: DatasetConfig) -> tuple[str, ...]:
-    try:
-        return tuple(open_dataset(data, "test").classes)
-    except (ValueError, OSError, ImportError):  # a report can be written without the data
-        return ()
+    splits: tuple[Split, ...] = ("test", "train")  # a run that measures nothing needs no test images
+    for split in splits:
+        with suppress(ValueError, OSError, ImportError):  # a report can be written without the data
+            return tuple(open_dataset(data, split).classes)
+    return ()
 
 
 def _topological(orders: list[list[str]]) -> list[str]:
