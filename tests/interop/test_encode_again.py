@@ -10,7 +10,10 @@ from codec import complaint, decode, encode
 from safetensors.torch import load_file
 
 from dmvae import Autoencoder
+from dmvae.commands import codec
+from dmvae.commands.shards import write_safetensors
 from dmvae.datasets.image_file import read_image
+from dmvae.datasets.latent_files import LatentFiles
 from dmvae.runtime.files import locked
 
 
@@ -102,6 +105,35 @@ def test_what_a_killed_run_left_is_removed_and_not_decoded(images, tokenizer, tm
     (tmp_path / "back/mine.part").touch()
     decode(out, tokenizer, tmp_path / "back")
     assert [p.name for p in (tmp_path / "back").rglob("*.part")] == ["mine.part"]
+
+
+def test_an_encoding_that_was_stopped_is_not_read_as_a_whole(images, tokenizer, tmp_path, capsys, monkeypatch):
+    z, written = tmp_path / "z", []
+
+    def stops(path, *rest):
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_safetensors(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(codec, "write_safetensors", stops)
+        with pytest.raises(SystemExit):
+            encode(images, tokenizer, z, "--shard-size", "2")
+    with pytest.raises(ValueError, match="z: its `dmvae encode` has not ended, so latents are missing; "):
+        LatentFiles(z)
+    assert len(LatentFiles(written[0])) == 2
+    with pytest.warns(UserWarning, match="has not ended"):
+        decode(z, tokenizer, tmp_path / "some")
+    encode(images, tokenizer, z, "--shard-size", "2")
+    assert len(LatentFiles(z)) == 5
+    (z / "latents-00001.safetensors").unlink()  # a second time it is unfinished while the shard is made
+    with monkeypatch.context() as patch:
+        patch.setattr(codec, "write_safetensors", stops)
+        with pytest.raises(SystemExit):
+            encode(images, tokenizer, z, "--shard-size", "2")
+    with pytest.raises(ValueError, match="has not ended"):
+        LatentFiles(z)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "webdataset"])

@@ -109,6 +109,7 @@ def encode_images(
                     count, old, broken = count + there, old + there, broken + len(chosen) - there
                     bar.step(len(chosen))
                     continue
+                _mark(out / "encode.json", finished=False)
                 loader = Loader(files, cuts(chosen, batch_size), workers, list)
                 z, kept = _encoded(tokenizer, loader, device, precision, getattr(torch, dtype), bar)
                 count, broken = count + len(kept), broken + len(chosen) - len(kept)
@@ -119,6 +120,7 @@ def encode_images(
                 write(path, z, [names[i] for i in kept], [entries[i].label for i in kept])
         if not paths:
             raise ValueError(f"none of {counted(len(files), 'image')} in {images} can be read")
+        _mark(out / "encode.json", finished=True)
     left_out = f"; {broken} could not be read and were left out" if broken else ""
     console.print(f"{counted(count, 'image')} in {counted(len(paths), 'file')} below {out}{_of_before(old)}{left_out}")
     return paths
@@ -200,7 +202,7 @@ def decode_latents(
         raise ValueError(f"no latents at {latents}; `dmvae encode` writes latents-NNNNN.safetensors")
     network = _network(tokenizer, device, precision)
     if latents.is_dir():
-        _warn_of_another(network["weights"], latents)
+        _warn_of_plan(latents, network["weights"])
     names, total = [read_names(path) for path in paths], sum(map(count_latents, paths))
     flat = [name for part in names for name in part]
     stems = iter(_distinct([os.path.splitext(name)[0] for name in flat], flat))
@@ -294,13 +296,24 @@ def _claim(file: Path, plan: Values, what: str) -> bool:
     return False
 
 
-def _warn_of_another(weights: str, latents: Path) -> None:
-    """Warn, and no more, of latents by other weights: the tokenizer may differ only in its decoder."""
+def _mark(file: Path, *, finished: bool) -> None:
+    """Say in a folder's plan whether all latents are there, for what reads them (`LatentFiles`); older versions did not
+    say it."""
+    there = json.loads(file.read_text())
+    if there.get("finished", True) != finished:
+        write_text(file, json.dumps(there | {"finished": finished}, indent=1))
+
+
+def _warn_of_plan(latents: Path, weights: str) -> None:
+    """Warn, and no more, where an encoding has not ended, and of latents by other weights: the tokenizer may differ
+    only in its decoder."""
     try:
-        made = read_json(latents / "encode.json", dict).get("weights")
+        there = read_json(latents / "encode.json", dict)
     except (OSError, ValueError):
         return  # not written by `encode`, or damaged; the latents may be fine
-    if made is not None and made != weights:
+    if there.get("finished") is False:
+        warnings.warn(f"{latents}: its `dmvae encode` has not ended, so latents are missing", stacklevel=3)
+    if (made := there.get("weights")) is not None and made != weights:
         warnings.warn(
             f"{latents} was encoded with other weights than this tokenizer's: the images are right only if both "
             "encode to the same latents",

@@ -26,7 +26,7 @@ MIRRORS = "latents_flip"
 TENSORS = ("latents", MIRRORS, "labels")
 LABELS = "labels.npy"
 ENCODED = "encode.json"
-"""In a folder that `dmvae encode` wrote: the names of its classes, among others."""
+"""In a folder that `dmvae encode` wrote: the names of its classes, and whether it is finished, among others."""
 STATISTICS = ("latents_stats.pt", "statistics.safetensors")
 """Files of mean and std: LightningDiT's, [1, C, 1, 1], and ours, [C], which may hold a matrix that whitens too."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -47,10 +47,17 @@ class LatentFiles:
     arrays; *.npy of [n, C, H, W]; or *.npy of [C, H, W] or [1, C, H, W], a latent each, also in class folders. Labels
     of .npy files: the class folders, or `labels`, by default labels.npy beside them.
 
-    Raises ValueError, naming the file, for no latents, damaged files, and what does not fit together.
+    Raises ValueError, naming the file, for no latents, damaged files, and what does not fit together; and for a folder
+    whose `dmvae encode` has not ended.
     """
 
     def __init__(self, root: Path, labels: Path | None = None) -> None:
+        plan = root / ENCODED
+        if plan.is_file() and read_json(plan, dict).get("finished") is False:
+            raise ValueError(
+                f"{root}: its `dmvae encode` has not ended, so latents are missing; the same command goes on, or name "
+                "one of its files"
+            )
         self.root, self.paths = root, _found(root, labels)
         self._open: dict[Path, dict[str, Tensor]] = {}
         first = _read(self.paths[0])
