@@ -246,6 +246,24 @@ def test_copies_of_any_training_image_are_found_and_other_training_images_do_not
         require_comparable(a, {key: value for key, value in b.items() if key != "train"})
 
 
+def test_options_of_folders_are_told_where_no_folder_is_read(tmp_path):
+    np.savez(tmp_path / "a.npz", arr_0=np.random.default_rng(0).integers(0, 255, (9, 16, 16, 3), dtype=np.uint8))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(8):
+            Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    kept, npz, a, b = (str(tmp_path / name) for name in ("kept.safetensors", "a.npz", "a", "b"))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        measure("folder", [a, b], features=[FEATURES], limit=5, size=16, resampling="adm", save_reference=kept)
+        measure("folder", [npz, kept], features=[FEATURES], limit=5, train=b)
+        measure("folder", [npz, kept], features=[FEATURES], limit=5, resampling="adm")
+    assert [text for one in told if "no folder" in (text := str(one.message))] == [
+        "--limit 5: no folder of images is read here, so it changes nothing",
+        "--resampling adm, --limit 5: no folder of images is read here, so it changes nothing",
+    ]
+
+
 def test_weights_of_one_file_name_are_told_apart(tmp_path):
     named = []
     for folder in "ab":

@@ -35,6 +35,7 @@ def measure_folder(setting: Setting, a: str, b: str) -> Values:
     if not is_statistics(b):
         setting.images(b)  # a missing folder is an error before hours of work
     images = setting.measured(a)
+    setting.tell_idle(a, b)
     setting.require_size(b, images.facts["size"], f"{a} holds")
     reals = setting.comparable(b)
     written = [path.stat().st_mtime_ns for path in getattr(images, "paths", ())]  # samples are told by their place
@@ -57,6 +58,7 @@ def measure_samples(
     from dmvae.interop.pipeline import DMVAEPipeline  # diffusers' pipelines load slowly
 
     drawn = configs.read(SampleConfig, sample | {"guidance": [guidance]})
+    setting.tell_idle(reference)
     model = DMVAEPipeline.from_pretrained(pipeline).to(setting.device)
     images = Generated(model, drawn, seed=seed, device=setting.device, precision=precision)
     images.facts |= {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -92,6 +93,15 @@ class Setting:
             samples.labels = None  # the folder does not say what the classes are called
             return samples
         return self.images(path)
+
+    def tell_idle(self, *paths: str) -> None:
+        """Warn of options that only folders of images read, where none of these paths, nor `train`, is one."""
+        given = {"size": self.size, "resampling": self.resampling if self.resampling != "square" else None}
+        read = any(Path(path).is_dir() and not any(Path(path).glob("samples-*.safetensors")) for path in paths)
+        given = ({} if self.train else given) | {"limit": self.limit}  # which `train` has not
+        idle = [f"--{name} {value}" for name, value in given.items() if value is not None and not read]
+        if idle:
+            warnings.warn(f"{', '.join(idle)}: no folder of images is read here, so it changes nothing", stacklevel=2)
 
     def reference(self, path: str) -> list[FeatureSet]:
         """Features or statistics of the reference, one for every extractor."""
