@@ -150,6 +150,16 @@ def test_several_runs_need_a_folder_and_names_that_differ(run, tmp_path, capsys)
     assert "two runs in folders called 'a_run' have a 'kl'; rename one" in capsys.readouterr().err
 
 
+def test_other_methods_of_one_name_are_no_seeds_of_each_other_in_folders_of_one_name_either(run, tmp_path, capsys):
+    first = run("a", {"kl@0": 20.0, "kl@1": 21.0}, seeds={"kl": [0, 1]})
+    second = run("b", {"kl@2": 30.0}, weight=0.5, seeds={"kl": [2]})
+    (tmp_path / "c").mkdir()
+    second.rename(tmp_path / "c/a_run")
+    with pytest.raises(SystemExit):
+        table(first, tmp_path / "c/a_run", "--out", tmp_path / "both")
+    assert "two runs in folders called 'a_run' have a 'kl'; rename one" in capsys.readouterr().err
+
+
 def test_what_a_run_says_of_earlier_settings_is_said_of_its_row_beside_others(run, tmp_path):
     a, b = run("a", {"kl": 20.0, "own_1": 21.0}), run("b", {"kl": 22.0}, weight=0.5)
     write_summary(jobs_of(a), a, {"kl": "sample.steps is 3 and was 2"})

@@ -22,7 +22,7 @@ def merge(run_dirs: Sequence[Path], out: Path) -> tuple[list[Job], dict[str, str
     A merged folder counts as the runs that it was made of. Seeds that two runs have of one method, with the same
     settings, become one method. A variant that two runs have is taken once, from the run that has finished more of it.
     Different methods of one name are called RUN.METHOD, after their run's folder. Raises ValueError where those names
-    are equal too, and for an `out` that is a run, holds one or lies in one."""
+    are equal too, whatever their seeds, and for an `out` that is a run, holds one or lies in one."""
     folders_of = [source for run_dir in run_dirs for source in sources(run_dir.resolve())]
     jobs_in = {run_dir: jobs_of(run_dir) for run_dir in folders_of}
     runs = {run_dir: by_variant(jobs) for run_dir, jobs in jobs_in.items()}
@@ -31,6 +31,7 @@ def merge(run_dirs: Sequence[Path], out: Path) -> tuple[list[Job], dict[str, str
     require_place("--out", out, folder=True)
     found: dict[str, list[Job]] = {}
     origin: dict[str, tuple[Path, str]] = {}
+    settings: dict[str, str] = {}
     for run_dir, variants in runs.items():
         for variant, jobs in variants.items():
             method = method_of(variant)
@@ -40,8 +41,9 @@ def merge(run_dirs: Sequence[Path], out: Path) -> tuple[list[Job], dict[str, str
             name = f"{re.sub(r'[^a-zA-Z0-9_+=-]', '_', run_dir.name)}.{variant}" if unlike else variant
             first = found.setdefault(name, jobs)
             origin.setdefault(name, (run_dir, variant))
-            if _addresses(first) != _addresses(jobs):
-                raise ValueError(f"two runs in folders called {run_dir.name!r} have a {variant!r}; rename one")
+            how = settings.setdefault(method_of(name, jobs[0].recipe), _settings(jobs))  # of all seeds of a method
+            if _addresses(first) != _addresses(jobs) or how != _settings(jobs):
+                raise ValueError(f"two runs in folders called {run_dir.name!r} have a {method!r}; rename one")
             if _finished(jobs) > _finished(first):
                 found[name], origin[name] = jobs, (run_dir, variant)
     stages = out / "stages"
