@@ -211,6 +211,10 @@ def test_a_plan_counts_the_stored_ones_and_the_encoder_in_each_step(tmp_path):
     [
         ({"latents": {"stored": 2}}, "latents.stored: 2 leaves out 1 class ("),
         ({"latents": {"stored": 12}}, "evaluate.neighbours: 20 neighbours are sought among 12 latents; use at most 12"),
+        (
+            {"latents": {"stored": 12}, "evaluate.probe": True},
+            "evaluate.probe: it learns from 16 latents or more, and there are 12; set it to false",
+        ),
     ],
 )
 def test_too_few_are_refused(tmp_path, over, message):

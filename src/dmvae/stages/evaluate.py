@@ -9,6 +9,7 @@ import torch
 
 from dmvae.evaluation.metrics import measured_pairs
 from dmvae.evaluation.passes import PARTS
+from dmvae.evaluation.probe import HELD_OUT
 from dmvae.inputs import Inputs
 from dmvae.losses.perceptual import LPIPSPerceptual
 from dmvae.registry import is_ours, place_of
@@ -70,3 +71,5 @@ class EvaluateStage(Stage[EvaluateConfig]):
                 f"evaluate.neighbours: {config.neighbours} neighbours are sought among {counted(latents, 'latent')}; "
                 f"use at most {latents}"
             )
+        if config.probe and latents < (least := 2 * HELD_OUT):
+            yield f"evaluate.probe: it learns from {least} latents or more, and there are {latents}; set it to false"
