@@ -1,6 +1,7 @@
 """One table and one report of several runs, written where the runs are not."""
 
 import json
+import os
 
 import pytest
 
@@ -130,8 +131,13 @@ def test_a_merged_folder_is_apart_from_runs_and_trains_nothing(run, tmp_path, ca
         jobs_of(tmp_path / "both")
 
 
-def test_a_run_that_may_not_be_written_is_told_elsewhere(run, tmp_path):
+def test_a_run_that_may_not_be_written_is_told_elsewhere(run, tmp_path, capsys, monkeypatch):
     folder = run("a", {"kl": 20.0})
+    with monkeypatch.context() as patch:  # root may write everywhere
+        patch.setattr(os, "access", lambda place, mode: place != folder)
+        with pytest.raises(SystemExit):
+            table(folder)
+    assert f"{folder} cannot be written; give --out DIR" in capsys.readouterr().err
     table(folder, "--out", tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere/report.html").exists()
     assert not (folder / "summary.json").exists()

@@ -225,7 +225,10 @@ def report(command: str, arguments: list[str]) -> None:
     elif len(run_dirs) > 1:
         raise ValueError(f"a table of {len(run_dirs)} runs needs a folder of its own: give --out DIR")
     else:
-        finish(jobs_of(run_dirs[0]), run_dirs[0])
+        jobs = jobs_of(run_dirs[0])
+        if not os.access(run_dirs[0], os.W_OK):
+            raise ValueError(f"{run_dirs[0]} cannot be written; give --out DIR, which gets the table and the report")
+        finish(jobs, run_dirs[0])
 
 
 def finish_chosen(
