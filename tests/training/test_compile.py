@@ -11,7 +11,8 @@ from dmvae.inputs import Blueprint
 from dmvae.losses import LossConfig
 from dmvae.losses.discriminators.patchgan import PatchGANConfig
 from dmvae.losses.perceptual import PerceptualLoss
-from dmvae.matching.dmd import DMD
+from dmvae.matching.adversarial import Critic
+from dmvae.matching.dmd import DMD, WithRatio
 from dmvae.models.discriminator import PatchGAN
 from dmvae.models.dit import LightningDiT
 from dmvae.recipe import load
@@ -57,9 +58,11 @@ class Counting:
 
 @pytest.mark.slow
 def test_transformers_are_compiled_by_the_block_and_a_decoder_up_to_its_last_norm():
+    flow = {"in_channels": 4, "input_size": 2, "width": 16, "depth": 2, "heads": 2, "num_classes": 3}
     with torch.device("meta"):
         networks = networks_of(
-            student=LightningDiT(in_channels=4, input_size=2, width=16, depth=2, heads=2, num_classes=3),
+            student=LightningDiT(**flow),
+            weighted=WithRatio(LightningDiT(**flow), Critic(5, 3, 8, 1)),
             tokenizer=Autoencoder(encoder=VIT, image_size=32, latent_channels=4, decoder=DECODER),
             critic=PatchGAN(in_channels=3, width=8),
             perceptual=PerceptualLoss(1.0),
@@ -67,8 +70,8 @@ def test_transformers_are_compiled_by_the_block_and_a_decoder_up_to_its_last_nor
     compile_networks(networks)  # nothing is called, so no compiler runs
     found = {name for name, module in networks.named_modules() if module._compiled_call_impl}
     assert found == {
-        *(f"student.blocks.{i}" for i in range(2)),
-        "student.final_layer",
+        *(f"{of}.blocks.{i}" for of in ("student", "weighted.flow") for i in range(2)),
+        *("student.final_layer", "weighted.flow.final_layer"),
         *(f"tokenizer.encoder.model.blocks.{i}" for i in range(12)),
         *(f"tokenizer.decoder.mid.{name}" for name in ("block_1", "block_2")),
         *(f"tokenizer.decoder.up.{i}" for i in range(2)),
