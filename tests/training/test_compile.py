@@ -1,5 +1,7 @@
 """What `run.compile` compiles, and that it costs no pass more."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from functorch.compile import make_boxed_func
@@ -126,7 +128,7 @@ def test_the_end_that_the_adaptive_weight_differentiates_is_not_compiled():
 
 
 def graphs(tmp_path, **over) -> int:
-    """How many graphs the first steps of a matching compile."""
+    """How many graphs the first steps of a matching compile, and what is done before its networks are saved."""
     recipe = load(tiny.write(tmp_path, **over))["matched"]
     reads = {stage: recipe.section(stage) for stage in MatchingStage.reads}
     trainer = Trainer(MatchingStage(recipe.section("matching"), Blueprint(recipe, "", reads, 4, fake=False)))
@@ -137,7 +139,8 @@ def graphs(tmp_path, **over) -> int:
         trainer.step = step
         for _ in trainer.train_step(Batch(x, torch.arange(8) % 3, step, 4)):
             pass
-    return len(made)
+    with trainer.stage.finished(trainer.networks):
+        return len(made)
 
 
 @pytest.mark.slow
@@ -149,3 +152,11 @@ def test_nothing_is_compiled_for_the_teacher_alone_nor_twice_nor_for_what_is_sel
     assert graphs(tmp_path) == found + 3
     monkeypatch.setattr(DMD, "differentiates", True)
     assert graphs(tmp_path, matching__proxy_every=0, **known) == found + 2
+
+
+@pytest.mark.slow
+def test_prices_of_the_finished_tokenizer_compile_nothing(tmp_path, monkeypatch):
+    section = {"objective": {"type": "transport"}, "noise": "assigned", "noise_bank": 32, "batch_size": 8, "steps": 8}
+    found = graphs(tmp_path, matching=section, run__compile=True)
+    monkeypatch.setattr(MatchingStage, "finished", lambda self, networks: nullcontext())
+    assert graphs(tmp_path, matching=section, run__compile=True) == found
