@@ -131,6 +131,14 @@ def write(folder, **variants):
         ),
         ({"losses.adversarial.start": 0.25} | FINISHED, "losses.adversarial.start: 0.25 changes nothing: it is a"),
         (
+            FINISHED | {"losses.adversarial": {"weight": 0.0, "start": 0.25, "augment": False, "cutout": 0.2}},
+            "losses.adversarial.start: 0.25, augment: False, cutout: 0.2 change nothing: weight: 0 trains no disc",
+        ),
+        (
+            {"decoder.adversarial": PATCHES | {"weight": 0.0, "width": 32}},
+            "decoder.adversarial.width: 32 changes nothing: weight: 0 trains no discriminator",
+        ),
+        (
             FINISHED | {"autoencoder": {"encoder": {"type": "conv"}, "latent_channels": 8}},
             "autoencoder.encoder, latent_channels: 8, decoder change nothing: `p",
         ),

@@ -58,10 +58,17 @@ def _too_large(recipe: Recipe, images: int, ranks: int) -> Iterator[tuple[str, s
             size = batch_of(items, ranks * parts)
             for name in WITHIN:
                 if (getattr(section, name, None) or 0) > size:
-                    yield stage.name, name, batch_of(size, ranks if name == "decoded" else 1), items
+                    groups = name == "noise_groups"
+                    most = divisor(getattr(section, "noise_bank", 0), size) if groups else batch_of(size, ranks)
+                    yield stage.name, name, most, items
             yield stage.name, "batch_size", size, items
         if stage.name == "evaluate" and section.neighbours > images:
             yield stage.name, "neighbours", images, images
+
+
+def divisor(n: int, most: int) -> int:
+    """The largest number up to `most`, at least 1, that divides n."""
+    return next(number for number in range(most, 0, -1) if n % number == 0)
 
 
 def batch_of(items: int, parts: int) -> int:

@@ -69,8 +69,15 @@ def _unopposed(recipe: Recipe) -> bool:
     return _users(recipe, "losses") <= apart
 
 
+def _weightless(recipe: Recipe, place: str) -> bool:
+    """Whether decoders are trained against an adversary of weight 0, which is none. What is unopposed is told of all
+    its fields, as this is of all but the weight."""
+    unopposed = place == "losses.adversarial" and _unopposed(recipe)
+    return not unopposed and getattr(part(recipe, place), "weight", 1) == 0
+
+
 def _unaugmented(recipe: Recipe, place: str) -> bool:
-    unopposed = place == "losses.adversarial" and _unopposed(recipe)  # which is told of all its fields
+    unopposed = _weightless(recipe, place) or (place == "losses.adversarial" and _unopposed(recipe))
     return not unopposed and not getattr(part(recipe, place), "augment", True)
 
 
@@ -187,6 +194,8 @@ SHAPE, ADVERSARY, TEACHING = (
     for classes in ((AutoencoderShape,), (PatchGANConfig, FeatureGANConfig), (FlowTraining,))
 )
 """All their fields but `steps`, which the recipe must give even where no teacher is trained."""
+AGAINST = ADVERSARY.replace("weight|", "")
+"""What an adversary has besides its weight."""
 IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
     "run.shard_bf16|shard_in_node|reshard": (lambda r: not r.run.shard, "it only acts with run.shard: true"),
     "run.picture_every": (
@@ -215,12 +224,16 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         "no stage trains a decoder against it; what decoder.adversarial gives is the decoder's own",
     ),
     "losses.adversarial.start|learn_from": (
-        lambda r: r.section("tokenizer") is None and not _unopposed(r),
+        lambda r: r.section("tokenizer") is None and not _unopposed(r) and not _weightless(r, "losses.adversarial"),
         "it is a share of the stage tokenizer, which there is not",
     ),
     **{
-        f"{place}.cutout": (partial(_unaugmented, place=place), "augment: false blanks nothing")
+        f"{place}.{names}": (partial(unread, place=place), why)
         for place in ("losses.adversarial", "decoder.adversarial")
+        for names, unread, why in (
+            (AGAINST, _weightless, "weight: 0 trains no discriminator"),
+            ("cutout", _unaugmented, "augment: false blanks nothing"),
+        )
     },
     "latents.dtype|shard_size": (_linked, "the shards of data.root are used as they lie"),
     "latents.whitening": (

@@ -105,6 +105,8 @@ def test_what_is_within_a_batch_shrinks_with_it(tmp_path, monkeypatch):
         "matching.noise_groups is 32 in place of 48",
         "matching.batch_size is 32 in place of 96",
     ]
+    path = tiny.write(tmp_path, matching=tiny.RECIPE["matching"] | over | {"noise_bank": 2000, "noise_groups": 40})
+    assert fit({"matched": load(path)["matched"]})[0]["matched"].matching.noise_groups == 25, "it divides the bank"
     monkeypatch.setattr("dmvae.runtime.distributed.world_size", lambda: 3)
     path = tiny.write(tmp_path, matching__batch_size=96, matching__decoded=64)
     found = fit({"matched": load(path)["matched"]})[0]["matched"].matching

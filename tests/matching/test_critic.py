@@ -136,3 +136,18 @@ def test_a_perfect_critic_s_gradient_descends_the_softened_reverse_divergence():
 def test_impossible_numbers_are_refused():
     with pytest.raises(ValueError, match="width: expected a whole number, 1 to"):
         configs.read(Adversarial, {"width": 0})
+
+
+def test_under_autocast_its_slopes_have_all_their_digits():
+    """So has the gradient at latents: a product of a backward pass within autocast would be rounded to bf16."""
+    torch.manual_seed(0)
+    critic, z, labels = Critic(SHAPE[0], CLASSES, 32, 1), Random(0).normal(8, *SHAPE), torch.arange(8) % CLASSES
+    found = []
+    for bf16 in (False, True):
+        context = Context(Random(1), CLASSES, reference=Gaussian(SHAPE, CLASSES, 1.0))
+        at = z.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss, log = Adversarial().student_loss(critic, z, labels, context)
+            pull = torch.autograd.grad(Adversarial().loss(at, labels, None, critic, context)[0], at)
+        found.append([log["critic/slope"], *pull, *torch.autograd.grad(loss, list(critic.parameters()))])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

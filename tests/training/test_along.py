@@ -162,6 +162,10 @@ def test_a_change_of_the_flow_model_alone_trains_its_heir_again(tmp_path):
             {"tokenizer.alignment.model": SIT, "generator.start_partly": True},
             r"alignment: its flow model is of type sit; give generator\.model that type",
         ),
+        (
+            {"tokenizer.alignment.model": SIT, "generator.model": SIT, "reference": {"start_from": "alignment"}},
+            r"reference\.start_from: alignment: .* of type sit; give reference\.model that type",
+        ),
         ({"latents.whitening": 1.0}, r"saw no whitened latents; set latents\.whitening to 0"),
         ({"generator.start_from": None}, r"generator: steps: 0 would leave random weights; give at least 1, or"),
     ],

@@ -1,5 +1,7 @@
 """What `run.compile` compiles, and that it costs no pass more."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from functorch.compile import make_boxed_func
@@ -11,7 +13,8 @@ from dmvae.inputs import Blueprint
 from dmvae.losses import LossConfig
 from dmvae.losses.discriminators.patchgan import PatchGANConfig
 from dmvae.losses.perceptual import PerceptualLoss
-from dmvae.matching.dmd import DMD
+from dmvae.matching.adversarial import Critic
+from dmvae.matching.dmd import DMD, WithRatio
 from dmvae.models.discriminator import PatchGAN
 from dmvae.models.dit import LightningDiT
 from dmvae.recipe import load
@@ -57,9 +60,11 @@ class Counting:
 
 @pytest.mark.slow
 def test_transformers_are_compiled_by_the_block_and_a_decoder_up_to_its_last_norm():
+    flow = {"in_channels": 4, "input_size": 2, "width": 16, "depth": 2, "heads": 2, "num_classes": 3}
     with torch.device("meta"):
         networks = networks_of(
-            student=LightningDiT(in_channels=4, input_size=2, width=16, depth=2, heads=2, num_classes=3),
+            student=LightningDiT(**flow),
+            weighted=WithRatio(LightningDiT(**flow), Critic(5, 3, 8, 1)),
             tokenizer=Autoencoder(encoder=VIT, image_size=32, latent_channels=4, decoder=DECODER),
             critic=PatchGAN(in_channels=3, width=8),
             perceptual=PerceptualLoss(1.0),
@@ -67,8 +72,8 @@ def test_transformers_are_compiled_by_the_block_and_a_decoder_up_to_its_last_nor
     compile_networks(networks)  # nothing is called, so no compiler runs
     found = {name for name, module in networks.named_modules() if module._compiled_call_impl}
     assert found == {
-        *(f"student.blocks.{i}" for i in range(2)),
-        "student.final_layer",
+        *(f"{of}.blocks.{i}" for of in ("student", "weighted.flow") for i in range(2)),
+        *("student.final_layer", "weighted.flow.final_layer"),
         *(f"tokenizer.encoder.model.blocks.{i}" for i in range(12)),
         *(f"tokenizer.decoder.mid.{name}" for name in ("block_1", "block_2")),
         *(f"tokenizer.decoder.up.{i}" for i in range(2)),
@@ -123,7 +128,7 @@ def test_the_end_that_the_adaptive_weight_differentiates_is_not_compiled():
 
 
 def graphs(tmp_path, **over) -> int:
-    """How many graphs the first steps of a matching compile."""
+    """How many graphs the first steps of a matching compile, and what is done before its networks are saved."""
     recipe = load(tiny.write(tmp_path, **over))["matched"]
     reads = {stage: recipe.section(stage) for stage in MatchingStage.reads}
     trainer = Trainer(MatchingStage(recipe.section("matching"), Blueprint(recipe, "", reads, 4, fake=False)))
@@ -134,7 +139,8 @@ def graphs(tmp_path, **over) -> int:
         trainer.step = step
         for _ in trainer.train_step(Batch(x, torch.arange(8) % 3, step, 4)):
             pass
-    return len(made)
+    with trainer.stage.finished(trainer.networks):
+        return len(made)
 
 
 @pytest.mark.slow
@@ -146,3 +152,11 @@ def test_nothing_is_compiled_for_the_teacher_alone_nor_twice_nor_for_what_is_sel
     assert graphs(tmp_path) == found + 3
     monkeypatch.setattr(DMD, "differentiates", True)
     assert graphs(tmp_path, matching__proxy_every=0, **known) == found + 2
+
+
+@pytest.mark.slow
+def test_prices_of_the_finished_tokenizer_compile_nothing(tmp_path, monkeypatch):
+    section = {"objective": {"type": "transport"}, "noise": "assigned", "noise_bank": 32, "batch_size": 8, "steps": 8}
+    found = graphs(tmp_path, matching=section, run__compile=True)
+    monkeypatch.setattr(MatchingStage, "finished", lambda self, networks: nullcontext())
+    assert graphs(tmp_path, matching=section, run__compile=True) == found

@@ -44,6 +44,14 @@ def test_two_windows_out_of_bounds_are_not_well(bound, windows, found):
     assert judged(bound, windows) == found
 
 
+def test_what_is_not_finite_has_not_collapsed():
+    health = Health([replace(SPREAD, means="it is thin")], torch.device("cpu"))
+    health.add({"spread": math.inf})
+    health.end_window(7)
+    with pytest.raises(Unwell, match=r"^spread became inf by step 7$"):
+        health.judge()
+
+
 def test_what_is_halfway_out_of_bounds_is_told_once():
     bound = replace(SPREAD, warns=0.5, warning="it is thin")
     health, told = Health([bound], torch.device("cpu")), []

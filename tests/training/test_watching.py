@@ -12,7 +12,10 @@ from dmvae.evaluation.pairs import psnr
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.generators import load_generator
 from dmvae.inputs import Inputs
+from dmvae.models.transformer import LabelEmbedder
 from dmvae.runtime.random import seed_of
+from dmvae.stages import generator as generator_stage
+from dmvae.stages.measuring import generator_loss
 from dmvae.stages.tokenizer import TokenizerStage
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.logging import Figures, read_figures
@@ -122,3 +125,26 @@ def test_what_cannot_be_measured_is_told_and_changes_nothing(tmp_path, monkeypat
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in trainer.networks.modules()] == modes
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.networks.state_dict().items())
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_network_that_learned_no_labels_is_asked_by_none(tmp_path, monkeypatch, share):
+    forward, asked = LabelEmbedder.forward, set()
+    monkeypatch.setattr(
+        LabelEmbedder, "forward", lambda self, labels: asked.update(labels.tolist()) or forward(self, labels)
+    )
+    monkeypatch.setattr(generator_stage, "labels_of", lambda folder: torch.arange(3))
+    for name in ("reference", "generator"):
+        stage = (trainer := trainer_of(tmp_path, name, **{f"{name}__label_dropout": share}, sample=None)).stage
+        network = getattr(trainer.networks, stage.measured)
+        with torch.no_grad():
+            stage.measure(network)
+            assert asked == ({3} if share == 1 else {0, 1, 2})
+            asked.clear()
+    inputs = stage.inputs
+    inputs.reads |= {"generator": tmp_path}
+    inputs.configs |= {"generator": stage.config}
+    with torch.no_grad():
+        stage.picture(network)
+    generator_loss(torch.randn(3, *inputs.latent_shape), torch.arange(3), inputs)
+    assert asked == ({3} if share == 1 else {0, 1, 2})

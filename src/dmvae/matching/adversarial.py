@@ -80,7 +80,8 @@ class Adversarial(Matching):
             "critic/accuracy": 0.5 * ((at_real > 0).float().mean() + (at_z < 0).float().mean()),
         }
         if self.penalty > 0:
-            (slope,) = torch.autograd.grad(at_real.sum(), real, create_graph=True)
+            with full_precision(z):  # autocast would cast the products of this backward pass too
+                (slope,) = torch.autograd.grad(at_real.sum(), real, create_graph=True)
             square = slope.square().sum(dim=(1, 2, 3)).mean()
             log["critic/slope"] = square.detach()
             loss = loss + 0.5 * self.penalty * square

@@ -150,8 +150,9 @@ class WithRatio(nn.Module):
         return self.logit(z_t, t, labels).clamp(-LIMIT, LIMIT)
 
     def compiled_parts(self) -> list[nn.Module]:
-        """The flow alone, as in a student without a ratio."""
-        return [self.flow]
+        """The flow's own, as of a student without a ratio: then teacher and student share compiled graphs."""
+        named: Callable[[], list[nn.Module]] | None = getattr(self.flow, "compiled_parts", None)
+        return named() if named else [self.flow]
 
     def sharded_parts(self) -> list[nn.Module]:
         """Both, each as a unit: the critic is called outside of `forward`."""

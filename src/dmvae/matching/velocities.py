@@ -15,6 +15,7 @@ from torch import Tensor
 from dmvae.flow.guidance import Velocity, guided
 from dmvae.matching import Context, Log, Matching, Student, known_labels
 from dmvae.ranges import Guidance, Share
+from dmvae.runtime.precision import full_precision
 
 BINS = 4
 """Bins of times in [0, 1], for figures by time."""
@@ -101,7 +102,8 @@ def at_latents(value: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     with torch.enable_grad():
         at = z.detach().requires_grad_()
         found = value(at)
-        (pull,) = torch.autograd.grad(found, at)
+        with full_precision(z):  # autocast would cast the products of this backward pass too
+            (pull,) = torch.autograd.grad(found, at)
     return found.detach() + (pull * (z - z.detach())).sum()
 
 

@@ -33,7 +33,7 @@ from dmvae.registry import require_members
 from dmvae.runtime.random import Random
 from dmvae.sections import Sections
 from dmvae.stages.latents import MIRRORED
-from dmvae.training.flow import LatentTraining, held_out_loss
+from dmvae.training.flow import LatentTraining, as_taught, held_out_loss
 from dmvae.training.pictures import COLUMNS
 from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
 from dmvae.training.starting import ALIGNMENT, Starting, misfits, start
@@ -192,6 +192,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         tokenizer = inputs.encoding_tokenizer().to(inputs.device).eval()
         known = labels_of(folder / "latents").unique()
         labels = known[torch.linspace(0, len(known) - 1, COLUMNS).round().long()].repeat(ROWS)
+        labels = as_taught(labels, self.config.label_dropout, inputs.num_classes)
         rng = Random.alone(inputs.seed, self.name, "picture", device=inputs.device)
 
         def normal() -> Tensor:
@@ -215,7 +216,8 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         batches = some.batches(range(len(some)), CHUNK)
         raw = (tokenizer.encode(as_input(images, inputs.device)).latents.float() for images in batches)
         assert some.labels is not None
-        return torch.cat([tokenizer.normalize(z).cpu() for z in raw]), some.labels
+        labels = as_taught(some.labels, self.config.label_dropout, inputs.num_classes)
+        return torch.cat([tokenizer.normalize(z).cpu() for z in raw]), labels
 
     @classmethod
     def problems(cls, config: GeneratorTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:

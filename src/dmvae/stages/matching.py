@@ -150,7 +150,7 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
     @contextmanager
     def finished(self, networks: MatchingNetworks) -> Iterator[None]:
         some = self.inputs.some_images(SETTLING) if self.config.noise == "assigned" else None
-        with as_saved(networks.autoencoder, self.config.noise in DRAWN, some):
+        with uncompiled(), as_saved(networks.autoencoder, self.config.noise in DRAWN, some):
             yield
 
     @property

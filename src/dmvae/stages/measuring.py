@@ -53,7 +53,7 @@ from dmvae.stages.modelled import in_shares, kept_latents, modelled
 from dmvae.stages.reference import MAP_POINTS, open_reference
 from dmvae.stages.sample import generator_at, labels_told, samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer, spread_of
-from dmvae.training.flow import held_out_loss
+from dmvae.training.flow import as_taught, held_out_loss
 
 PICTURES = 24
 ALSO = ("linear_probe",)
@@ -315,6 +315,7 @@ def generator_loss(z: Tensor, labels: Tensor, inputs: Inputs) -> float:
     can be compared between tokenizers, because latents are normalised to unit variance per channel."""
     step = inputs.config_of("sample").get("snapshot") if "sample" in inputs.reads else None
     generator = inputs.generator("generator", generator_at(step, inputs)).to(inputs.device).eval()
+    labels = as_taught(labels, inputs.config_of("generator")["label_dropout"], inputs.num_classes)
     with autocast(inputs.device, inputs.sections.run.precision):
         return held_out_loss(generator, z, labels, inputs.device)
 

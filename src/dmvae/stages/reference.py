@@ -35,7 +35,7 @@ from dmvae.runtime.files import write_tensors, write_text
 from dmvae.runtime.random import Random
 from dmvae.runtime.words import counted
 from dmvae.stages.approach import RECENT, REST
-from dmvae.training.flow import FlowTraining, flow_loss, held_out_loss
+from dmvae.training.flow import FlowTraining, as_taught, flow_loss, held_out_loss
 from dmvae.training.stage import Batch, Networks, TrainingStage, Update, stage
 from dmvae.training.starting import Starting, misfits, start
 from dmvae.training.watching import HELD_OUT
@@ -132,6 +132,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
         """The flow loss on samples of the reference that are drawn for this alone."""
         device = self.inputs.device
         z, labels = draw(self.reference, HELD_OUT, Random.alone(self.inputs.seed, self.name, "measure"), device)
+        labels = as_taught(labels, self.config.label_dropout, self.inputs.num_classes)
         return {"loss": held_out_loss(cast(VelocityModel, network), z, labels, device)}
 
     @classmethod

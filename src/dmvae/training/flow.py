@@ -64,6 +64,12 @@ def flow_loss(network: VelocityModel, z: Tensor, labels: Tensor, config: FlowTra
     return network.loss(z, labels, rng)
 
 
+def as_taught(labels: Tensor, label_dropout: float, null_label: int) -> Tensor:
+    """The labels [n] by which a network is asked: "no label" for one that was taught none (`label_dropout: 1`), whose
+    other labels stay random."""
+    return torch.full_like(labels, null_label) if label_dropout == 1 else labels
+
+
 def held_out_loss(network: Generator, z: Tensor, labels: Tensor, device: torch.device) -> float:
     """The mean loss on latents z [n, C, H, W], normalised, with labels [n], wherever they lie; of a flow model at one
     time each, uniform whatever it was trained at. Times and noise are always the same."""

@@ -60,10 +60,12 @@ class Bound:
 
 
 class Unwell(FloatingPointError):
-    """A figure has left its bounds, noticed at `step`."""
+    """A figure has left its bounds, or is not finite, noticed at `step`."""
 
     def __init__(self, bound: Bound, value: float, first: float, step: int) -> None:
-        super().__init__(f"{bound.means}: {bound.figure} is {value:.3g}, and was {first:.3g} at the start")
+        told = f"{bound.means}: {bound.figure} is {value:.3g}, and was {first:.3g} at the start"
+        # all bounds of the figure are broken then, so what this one means says nothing
+        super().__init__(told if math.isfinite(value) else f"{bound.figure} became {value} by step {step}")
         self.bound, self.step = bound, step
 
 

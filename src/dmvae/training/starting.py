@@ -93,7 +93,7 @@ def misfits(
         if isinstance(config.start_from, Path):
             given = _in_folder(config.start_from, network, values=False)
         else:
-            given = _to_come(others.get("tokenizer"), network, inputs)
+            given = _to_come(others.get("tokenizer"), network, stage, inputs)
         _fitting(given, network, config, model, stage)
     except ValueError as error:
         yield f"{stage}.start_from: {error}"
@@ -155,7 +155,7 @@ def _tensors(folder: Path, values: bool) -> dict[str, Tensor]:
     return found
 
 
-def _to_come(tokenizer: object, network: Model, inputs: Inputs) -> Given:
+def _to_come(tokenizer: object, network: Model, stage: str, inputs: Inputs) -> Given:
     """What the stage `tokenizer`, with that config, will keep of its alignment, without values. Raises ValueError where
     it keeps nothing, or a network of another class."""
     alignment = getattr(tokenizer, "alignment", None)
@@ -167,7 +167,7 @@ def _to_come(tokenizer: object, network: Model, inputs: Inputs) -> Given:
     with torch.device("meta"):
         flow = alignment.model.build(inputs.latent_shape, inputs.num_classes)
     if type(flow) is not type(network):
-        raise ValueError(f"alignment: its flow model is of type {alignment.model.type}; give generator.model that type")
+        raise ValueError(f"alignment: its flow model is of type {alignment.model.type}; give {stage}.model that type")
     return Given("tokenizer.alignment", dict(flow.config), flow.state_dict())
 
 
