@@ -193,7 +193,7 @@ SHAPE, ADVERSARY, TEACHING = (
     "|".join(dict.fromkeys(field.name for cls in classes for field in dataclasses.fields(cls) if field.name != "steps"))
     for classes in ((AutoencoderShape,), (PatchGANConfig, FeatureGANConfig), (FlowTraining,))
 )
-"""All their fields but `steps`, which the recipe must give even where no teacher is trained."""
+"""All their fields but `steps`: whoever tries a Gaussian in a recipe with a teacher need not be told of them."""
 AGAINST = ADVERSARY.replace("weight|", "")
 """What an adversary has besides its weight."""
 IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
