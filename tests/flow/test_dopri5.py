@@ -113,3 +113,8 @@ def test_too_few_steps_are_an_error_and_enough_change_nothing():
     with pytest.raises(ValueError, match=r"dopri5: after 2 steps 8 of 8 images have not arrived, the last is at t = 0"):
         solve(steps=2)
     assert torch.equal(solve(steps=20)[0], solve(steps=1000)[0])
+
+
+def test_a_velocity_that_is_nan_is_told_as_that():
+    with pytest.raises(ValueError, match="dopri5: the velocity of 1 of 8 images became NaN or infinite"):
+        solve(lambda z, t, y: torch.where((y == 1).view(-1, 1, 1, 1), z * torch.nan, z), y=torch.arange(8), steps=20)

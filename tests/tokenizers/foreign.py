@@ -8,8 +8,8 @@ from ldm import random_checkpoint
 import tiny
 
 
-def diffusers_model(name: str):
-    """A random autoencoder of diffusers: 3 channels, stride 2 (RAE: 4x4 latents)."""
+def diffusers_model(name: str, **over):
+    """A random autoencoder of diffusers: 3 channels, stride 2 (RAE: 4x4 latents). over: arguments of its own."""
     import diffusers
 
     conv = {
@@ -54,7 +54,7 @@ def diffusers_model(name: str):
         },
     }
     torch.manual_seed(0)
-    return getattr(diffusers, name)(**arguments[name]).eval()
+    return getattr(diffusers, name)(**arguments[name] | over).eval()
 
 
 def own_model():

@@ -257,6 +257,9 @@ def test_images_that_do_not_fit(tmp_path):
         adapted("AutoencoderKL", tmp_path, size=13)
     with pytest.raises(ValueError, match=r"takes 3 image channels, the data has 2; set data\.channels to 3"):
         adapted("AutoencoderKL", tmp_path, channels=2)
+    foreign.diffusers_model("AutoencoderKL", out_channels=1).save_pretrained(tmp_path / "grey")
+    with pytest.raises(ValueError, match="AutoencoderKL takes 3 image channels and gives 1 back"):
+        adapt(DiffusersTokenizer(path=str(tmp_path / "grey")), size=12, channels=3, pretrained=True)
     with pytest.raises(ValueError, match="13 is not a multiple of the patch 2"):
         adapted("identity", tmp_path, size=13)
     with pytest.raises(ValueError, match="AutoencoderKLWan does not take images 3x12x12"):

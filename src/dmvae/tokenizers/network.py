@@ -139,6 +139,9 @@ class Adapter(Codec):
                 f"{self.name} does not take images {self.channels}x{self.size}x{self.size}, or is no image autoencoder "
                 f"({type(error).__name__}: {error})"
             ) from error
+        if out.shape[1] != self.model_channels:
+            told = f"{self.name} takes {self.model_channels} image channels and gives {out.shape[1]} back"
+            raise ValueError(f"{told}, which are no reconstructions; give another tokenizer")
         stride = (self.size if self.name in RESIZING else own_size) // side
         if stride * side != self.size:
             step = side if self.name in RESIZING else stride

@@ -66,6 +66,11 @@ class DormandPrince(Sampler):
                 return
             # An image that has arrived takes steps of size 0 until the last one has: the batch keeps its shape.
             dt = torch.minimum(dt * (SAFETY * ratio**-0.2).clamp(SHRINK, GROW), 1 - t)
+        if lost := int((~ratio.isfinite()).sum()):
+            raise ValueError(
+                f"dopri5: the velocity of {lost} of {len(t)} images became NaN or infinite; the network's weights are "
+                "damaged, or it needs another precision (float32)"
+            )
         raise ValueError(
             f"dopri5: after {settings.steps} steps {int((t < 1).sum())} of {len(t)} images have not arrived, the last "
             f"is at t = {float(t.min()):.3g}; allow more steps, or larger errors (atol, rtol)"
