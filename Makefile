@@ -52,10 +52,10 @@ chromium:
 demo: install fashion-mnist
 	$(BIN)/dmvae run recipes/demo.yaml --processes 2
 
-# Files of tests side by side, each in one thread: networks this small gain next to nothing from a second one. One worker
+# Files of tests side by side, each in one thread: networks this small gain next to nothing from a second one. Two workers
 # more than there are cores, as some tests wait for processes that they kill. What is compiled is kept, whatever the shell
 # says: every worker would rewrite the assertions of all files anew.
-PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)') --maxprocesses 5 --dist loadfile --no-loadscope-reorder
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 2)') --maxprocesses 5 --dist loadfile --no-loadscope-reorder
 
 test: install-dev
 	$(PYTEST)
