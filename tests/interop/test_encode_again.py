@@ -116,24 +116,22 @@ def test_an_encoding_that_was_stopped_is_not_read_as_a_whole(images, tokenizer, 
         written.append(path)
         write_safetensors(path, *rest)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(codec, "write_safetensors", stops)
-        with pytest.raises(SystemExit):
-            encode(images, tokenizer, z, "--shard-size", "2")
-    with pytest.raises(ValueError, match="z: its `dmvae encode` has not ended, so latents are missing; "):
-        LatentFiles(z)
+    def stopped():
+        with monkeypatch.context() as patch:
+            patch.setattr(codec, "write_safetensors", stops)
+            with pytest.raises(SystemExit):
+                encode(images, tokenizer, z, "--shard-size", "2")
+        with pytest.raises(ValueError, match="z: its `dmvae encode` has not ended, so latents are missing; "):
+            LatentFiles(z)
+
+    stopped()
     assert len(LatentFiles(written[0])) == 2
     with pytest.warns(UserWarning, match="has not ended"):
         decode(z, tokenizer, tmp_path / "some")
     encode(images, tokenizer, z, "--shard-size", "2")
     assert len(LatentFiles(z)) == 5
     (z / "latents-00001.safetensors").unlink()  # a second time it is unfinished while the shard is made
-    with monkeypatch.context() as patch:
-        patch.setattr(codec, "write_safetensors", stops)
-        with pytest.raises(SystemExit):
-            encode(images, tokenizer, z, "--shard-size", "2")
-    with pytest.raises(ValueError, match="has not ended"):
-        LatentFiles(z)
+    stopped()
 
 
 @pytest.mark.parametrize("form", ["safetensors", "webdataset"])

@@ -12,7 +12,7 @@ from torch import nn
 from dmvae.commands.lightningdit import export_latents
 from dmvae.commands.parser import Parser, add_resampling, require
 from dmvae.config import Values
-from dmvae.evaluation.images import FolderImages, Images, SampleFiles, write_npz
+from dmvae.evaluation.images import FolderImages, Images, SampleFiles, are_samples, write_npz
 from dmvae.interop import official
 from dmvae.models.artifact import save_network
 from dmvae.runtime.console import console
@@ -116,7 +116,7 @@ def _export_samples(folder: Path, out: Path, prepared: Values) -> None:
         raise ValueError(f"--out {out}: samples are written as .npz, name it so")
     require_place("--out", out)
     require(1, size=prepared.get("size"))
-    of_a_run = any(folder.glob("samples-*.safetensors"))
+    of_a_run = are_samples(folder)
     if of_a_run and prepared:
         name, value = next(iter(prepared.items()))
         raise ValueError(f"--{name} {value}: the samples of a run have one size; leave it out")

@@ -15,7 +15,7 @@ from dmvae.datasets.download import cache_folder
 from dmvae.datasets.image_file import Resampling
 from dmvae.evaluation.feature_set import FeatureSet, describe, features_of, reference_features
 from dmvae.evaluation.features import Extractor, extractor_of, parse_features
-from dmvae.evaluation.images import FolderImages, Images, SampleFiles, npz_images
+from dmvae.evaluation.images import FolderImages, Images, SampleFiles, are_samples, npz_images
 from dmvae.evaluation.manifest import differences, require_same, versions
 from dmvae.evaluation.measure import PROTOCOL, measure_sets
 from dmvae.evaluation.passes import kept_in
@@ -74,7 +74,7 @@ class Setting:
     def images(self, path: str, *, whole: bool = False) -> Images:
         """A folder of images, or an .npz of samples. whole: ignore the limit. Raises ValueError for a run's samples."""
         key = path, None if whole else self.limit
-        if key not in self.opened and any(Path(path).glob("samples-*.safetensors")):
+        if key not in self.opened and are_samples(Path(path)):
             raise ValueError(f"{path} holds samples of a run, which cannot be the reference; give images")
         if key not in self.opened:  # its files are hashed as it is opened
             self.opened[key] = (
@@ -88,7 +88,7 @@ class Setting:
 
     def measured(self, path: str) -> Images:
         """`images` of that path, or the samples that a run's stage `sample` wrote there."""
-        if any(Path(path).glob("samples-*.safetensors")):
+        if are_samples(Path(path)):
             samples = SampleFiles(Path(path).resolve())
             samples.labels = None  # the folder does not say what the classes are called
             return samples
@@ -97,7 +97,7 @@ class Setting:
     def tell_idle(self, *paths: str) -> None:
         """Warn of options that only folders of images read, where none of these paths, nor `train`, is one."""
         given = {"size": self.size, "resampling": self.resampling if self.resampling != "square" else None}
-        read = any(Path(path).is_dir() and not any(Path(path).glob("samples-*.safetensors")) for path in paths)
+        read = any(Path(path).is_dir() and not are_samples(Path(path)) for path in paths)
         given = ({} if self.train else given) | {"limit": self.limit}  # which `train` has not
         idle = [f"--{name} {value}" for name, value in given.items() if value is not None and not read]
         if idle:

@@ -223,6 +223,11 @@ def _hash(path: Path) -> str:
         return ""
 
 
+def are_samples(folder: Path) -> bool:
+    """Whether the folder holds files of the stage `sample`."""
+    return any(folder.glob("samples-*.safetensors"))
+
+
 class SampleFiles:
     """The images that the stage `sample` wrote to a folder. Raises ValueError where there are none, and for an
     unfinished stage, whose fewer images would be another set."""
