@@ -40,6 +40,13 @@ def plain_report(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def no_mode_left():
+    """A default device that a test left on broke tests of torch.compile, in whatever file came later."""
+    yield
+    assert torch._C._len_torch_function_stack() == 0, "a mode of torch is still on, such as a default device"
+
+
+@pytest.fixture(autouse=True)
 def own_registry():
     """Plugins of one test are not there in the next, of whatever file."""
     yield
