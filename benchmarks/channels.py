@@ -30,10 +30,9 @@ def main() -> None:
     reference = load_file(known.variant / "reference/map.safetensors")["latents"]
     usual = load_file(known.variant / "reference/normalisation.safetensors")
     latents = LatentSet(known.variant / "latents/latents")
-    mine = latents.__getitems__(range(min(POINTS, len(latents))))[0]
-    if not set(known.channels) <= set(range(mine.shape[1])):
-        parser.error(f"--channels: there are {mine.shape[1]}, counted from 0")
-    raw = mine * latents.std.view(-1, 1, 1) + latents.mean.view(-1, 1, 1)
+    raw = latents.stored(range(min(POINTS, len(latents))))[0].float()
+    if not set(known.channels) <= set(range(raw.shape[1])):
+        parser.error(f"--channels: there are {raw.shape[1]}, counted from 0")
     mine = (raw - usual["mean"].view(-1, 1, 1)) / usual["std"].view(-1, 1, 1)
     picture(known.file, {"reference": reference, "latents": mine}, known.channels)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import gpu, models, proxies
+from benchmarks import channels, gpu, models, proxies
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,3 +90,23 @@ def test_toys_are_reached_and_told_over_seeds(tmp_path, monkeypatch, capsys):
     numbers = [[[float(n) for n in re.findall(r"\d+\.?\d*", cell)[:2]] for cell in row] for row in rows]
     assert all(0 < median <= farthest for row in numbers for median, farthest in row)
     assert all(farthest < 2 for _, farthest in [*numbers[0], numbers[1][0]])  # from afar so few turns do not suffice
+
+
+def test_channels_of_whitened_latents_are_drawn_as_they_are_encoded(tmp_path, monkeypatch):
+    """What the generator learns is mixed from several channels; the reference is one of the latents themselves."""
+    z, mean, std = torch.randn(20, 2, 3, 3), torch.tensor([1.0, 2.0]), torch.tensor([0.5, 3.0])
+    for folder in ("reference", "latents/latents"):
+        (tmp_path / folder).mkdir(parents=True)
+    save_file({"latents": z}, tmp_path / "reference/map.safetensors")
+    save_file({"mean": mean, "std": std}, tmp_path / "reference/normalisation.safetensors")
+    raw = z * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
+    save_file(
+        {"latents": raw, "labels": torch.zeros(20).long()}, tmp_path / "latents/latents/latents-00000.safetensors"
+    )
+    whitening = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+    save_file({"mean": mean, "std": std, "whitening": whitening}, tmp_path / "latents/latents/statistics.safetensors")
+    drawn = {}
+    monkeypatch.setattr(channels, "picture", lambda file, sets, chosen: drawn.update(sets))
+    monkeypatch.setattr(sys, "argv", ["channels", str(tmp_path), "rings.png"])
+    channels.main()
+    torch.testing.assert_close(drawn["latents"], drawn["reference"])
