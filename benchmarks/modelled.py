@@ -136,7 +136,8 @@ def figures(job: Job, seed: int, count: int | None = None, step: int | None = No
     most = max(measured.knn_count, 6 * (count or 0))
     data, of = stored.__getitems__(spaced(stored.labels, most))
     data = data[torch.isin(of, labels)]
-    found = modelled(torch.cat(drawn)[in_shares(labels, stored.labels)], data, seed, count or LATENTS)
+    alike = in_shares(labels, stored.labels, drawn=section.labels == "random")
+    found = modelled(torch.cat(drawn)[alike], data, seed, count or LATENTS)
     if not found:
         raise ValueError(f"{job.variant}: {len(labels)} samples and {len(data)} latents are too few to compare")
     return found

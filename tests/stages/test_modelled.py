@@ -1,6 +1,7 @@
 """How well a generator models its latents: of sets whose distance is known, and in a run."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,6 +97,23 @@ def test_of_samples_whose_labels_were_drawn_none_is_left_out_for_chance():
     uneven = torch.cat([even[even < 50], even, even])
     kept = labels[in_shares(labels, uneven, drawn=True)]
     assert (kept < 50).float().mean() == pytest.approx(0.6, abs=0.03)
+
+
+def test_a_benchmark_leaves_out_as_few_of_them(tmp_path, monkeypatch):
+    store = tmp_path / "latents"
+    store.mkdir()
+    save_file({"latents": latents(500), "labels": torch.arange(500) % 50}, store / "latents-00000.safetensors")
+    save_file({"mean": torch.zeros(4), "std": torch.ones(4)}, store / "statistics.safetensors")
+    section = SampleConfig(labels="random", count=300)
+    recipe = SimpleNamespace(section={"sample": section}.get, run=SimpleNamespace(precision="float32"), seed=0)
+    job = SimpleNamespace(variant="a", recipe=recipe, reads={"latents": tmp_path})
+    config = SimpleNamespace(in_channels=4, input_size=2)
+    generator = SimpleNamespace(config=config, sample=lambda noise, *_: noise)
+    compared = []
+    monkeypatch.setattr(again, "_generator", lambda job, of: generator)
+    monkeypatch.setattr(again, "modelled", lambda z, *_: compared.append(len(z)) or {"sampled_whole": 1.0})
+    again.figures(job, 0)
+    assert compared == [300]
 
 
 def test_the_batches_in_which_samples_were_drawn_say_nothing(tmp_path):
