@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from dmvae.models.whitening import mapped, whitening
 from dmvae.report import latent_map
 from dmvae.report.run import Run
 from dmvae.runtime.done import write_done
@@ -32,7 +33,10 @@ def test_a_reference_in_units_of_its_own_is_drawn_in_those_of_the_latents():
     }
     recipes = {"a": SimpleNamespace(seed=0, data="here")}
     run = SimpleNamespace(
-        variants=["a"], recipes=recipes, folders=lambda stage: {"a": "here"}, tensors=lambda stage, name: there[stage]
+        variants=["a"],
+        recipes=recipes,
+        folders=lambda stage: {"a": "here"},
+        tensors=lambda stage, name: there.get(stage, {}),
     )
     reference, own = latent_map.clouds_of(run)
     assert own.reference is reference
@@ -41,6 +45,33 @@ def test_a_reference_in_units_of_its_own_is_drawn_in_those_of_the_latents():
     assert latent_map._note(own, [reference, own]) in [
         f"mixing with the reference, scale aside: {share} %" for share in range(45, 51)
     ]
+
+
+@pytest.mark.parametrize("whitened", [True, False])
+def test_latents_that_a_generator_learns_otherwise_are_drawn_as_they_are_encoded(whitened):
+    """The reference's samples are not whitened, and have no statistics that somebody gave."""
+    z = torch.randn(300, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    z[:, 1] = z[:, 0] + 0.02 * z[:, 1]
+    labels = torch.zeros(300, dtype=torch.int64)
+    statistics = {"mean": torch.tensor([1.0, 2.0]), "std": torch.tensor([5.0, 0.1])}
+    if whitened:
+        statistics |= {"mean": z.mean((0, 2, 3)), "std": z.std((0, 2, 3))}
+        statistics["whitening"] = whitening(torch.cov(z.transpose(0, 1).flatten(1)), 1.0)
+    learned = (z - statistics["mean"].view(-1, 1, 1)) / statistics["std"].view(-1, 1, 1)
+    learned = mapped(statistics["whitening"], learned) if whitened else learned
+    there = {
+        "reference": {"a": {"latents": z, "labels": labels}},
+        "latents": {"a": statistics},
+        "evaluate": {"a": {"map_latents": learned.flatten(1), "map_labels": labels}},
+    }
+    run = SimpleNamespace(
+        variants=["a"],
+        recipes={"a": SimpleNamespace(seed=0, data="here")},
+        folders=lambda stage: {"a": "here"},
+        tensors=lambda stage, name: there[stage],
+    )
+    reference, own = latent_map.clouds_of(run)
+    np.testing.assert_allclose(own.latents, reference.latents, atol=1e-3)
 
 
 @pytest.mark.parametrize(("distance", "began"), [(0.03, True), (0.09, True), (0.35, False), (70.0, False)])

@@ -13,8 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 from dmvae.evaluation.latents import WIDE
+from dmvae.latents.store import STATISTICS
 from dmvae.recipe import method_of
 from dmvae.references.report import REPORT
 from dmvae.report.html import legend, panel, panels
@@ -69,6 +71,7 @@ def latent_map(run: Run) -> str:
 def clouds_of(run: Run) -> list[Cloud]:
     """The clouds of the references, each once, then of the methods, each for its first seed only."""
     folders = run.folders("reference")
+    statistics = run.tensors("latents", f"latents/{STATISTICS}")
     pictures = {v: t for v, t in run.tensors("evaluate", "pictures.safetensors").items() if "map_latents" in t}
     maps = {v: t for v, t in run.tensors("reference", "map.safetensors").items() if {"latents", "labels"} <= t.keys()}
     first: dict[str, str] = {}
@@ -81,9 +84,7 @@ def clouds_of(run: Run) -> list[Cloud]:
         if key not in references:
             several = len({folders[v] for v in maps}) > 1
             title = f"reference of {variant}" if several else "reference"
-            z = tensors["latents"].float()  # latents are normalised by their own statistics, too
-            z = (z - z.mean((0, 2, 3), keepdim=True)) / z.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
-            latents, labels = z.flatten(1).numpy(), tensors["labels"].numpy()
+            latents, labels = _normalised(tensors["latents"].float()).flatten(1).numpy(), tensors["labels"].numpy()
             references[key] = Cloud(title, variant, latents, labels, is_reference=True)
     clouds = list(references.values())
     for variant, tensors in pictures.items():
@@ -91,9 +92,26 @@ def clouds_of(run: Run) -> list[Cloud]:
             continue
         fellows = (r for r in references.values() if run.recipes[r.variant].data == run.recipes[variant].data)
         own = references.get(str(folders.get(variant)), next(fellows, None))
-        latents, labels = tensors["map_latents"].float().numpy(), tensors["map_labels"].numpy()
+        z, labels = tensors["map_latents"].float(), tensors["map_labels"].numpy()
+        if variant in statistics:
+            z = _as_encoded(z, **statistics[variant])
+        latents = z.numpy()
         clouds.append(Cloud(variant, variant, latents, labels, own))
     return [cloud for cloud in clouds if len(cloud.latents) > 2]
+
+
+def _normalised(z: Tensor) -> Tensor:
+    """Latents [n, C, H, W], normalised per channel by their own statistics."""
+    return (z - z.mean((0, 2, 3), keepdim=True)) / z.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
+
+
+def _as_encoded(z: Tensor, mean: Tensor, std: Tensor, whitening: Tensor | None = None) -> Tensor:
+    """Latents [n, C H W] as a generator learns them, by these statistics of the stage `latents` -> as the reference's
+    samples are: not whitened, and normalised by their own statistics, whatever was given."""
+    places = z.unflatten(1, (len(mean), -1))
+    if whitening is not None:
+        places = torch.linalg.inv(whitening) @ places
+    return _normalised(places[..., None]).flatten(1)
 
 
 def planes(clouds: list[Cloud]) -> list[list[Cloud]]:
