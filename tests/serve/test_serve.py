@@ -186,6 +186,8 @@ def test_a_point_of_a_method_with_data_of_its_own_has_no_image_of_another_s(run_
     first = next(iter(other.run.recipes))
     assert first == "matched"
     assert views.point(other, "kl", 9, reference=False)["original"] is None
+    assert (other.image_source, other.image_count) == ("test images of shapes", 24)
+    assert not torch.equal(other.image(0), kept(run_dir)["originals"][0])
 
 
 # ------------------------------------------------------------------ over HTTP

@@ -126,14 +126,16 @@ class Folder:
     @cached_property
     def _images(self) -> tuple[object, int, str]:
         """(a sequence of (test image, label), its length, where the images come from, in words)."""
-        kept = next((t["originals"] for t in self.pictures.values() if "originals" in t), None)
+        recipes, recipe = self.run.recipes, next(iter(self.run.recipes.values()))
+        kept_by = {method: t["originals"] for method, t in self.pictures.items() if "originals" in t}
+        its = next((images for method, images in kept_by.items() if recipes[method].data == recipe.data), None)
+        kept = next(iter(kept_by.values()), None) if its is None else its
         why = "the data set is not opened"
-        recipe = next(iter(self.run.recipes.values()))
         if self.data:
             try:
                 dataset = open_dataset(recipe.data, "test")
                 for found in (mixed(dataset), dataset):  # in the run's order, or in version 0.1's
-                    if kept is None or torch.equal(torch.as_tensor(found[0][0]), kept[0]):
+                    if its is None or torch.equal(torch.as_tensor(found[0][0]), its[0]):
                         return found, len(found), f"test images of {recipe.data.type}"
                 why = f"{recipe.data.type} does not hold the run's images any more"
             except (ValueError, OSError, ImportError) as error:  # a run can be shown without its data
