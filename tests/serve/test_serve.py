@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from urllib.parse import urlencode
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -22,6 +23,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from dmvae import cli
 from dmvae.datasets import open_dataset
 from dmvae.evaluation.pairs import psnr
+from dmvae.report import latent_map
 from dmvae.serve import views
 from dmvae.serve.server import is_local
 
@@ -133,6 +135,20 @@ def test_a_point_of_the_map_shows_its_own_image(folder, run_dir):
             views.point(folder, method, 24, reference=False)
     with pytest.raises(ValueError, match="kl has no reference"):
         views.point(folder, "kl", 0, reference=True)
+
+
+def test_planes_of_two_kinds_are_both_told(folder, monkeypatch):
+    """Where the latents of one method are too few for t-SNE, say."""
+    kinds = iter(["t-SNE", "PCA"])
+
+    def embed(group):
+        for cloud in group:
+            cloud.plane = np.zeros((len(cloud.places), 2))
+        return next(kinds)
+
+    monkeypatch.setattr(latent_map, "planes", lambda clouds: [[cloud] for cloud in clouds])
+    monkeypatch.setattr(latent_map, "embed", embed)
+    assert views.latents(folder)["how"] == "t-SNE or PCA"
 
 
 def test_curves_of_a_training_that_goes_on(run_dir, folder):

@@ -94,9 +94,9 @@ def latents(folder: Folder) -> Values:
     clouds = latent_map.clouds_of(folder.run)
     panels: list[Values] = []
     place_of: dict[int, int] = {}
-    how = ""
+    how: dict[str, None] = {}  # a set in order
     for number, group in enumerate(latent_map.planes(clouds)):
-        how = latent_map.embed(group)
+        how[latent_map.embed(group)] = None
         every = np.concatenate([cloud.plane for cloud in group if cloud.plane is not None])
         low, span = every.min(axis=0), np.ptp(every, axis=0) + 1e-9
         for cloud in group:
@@ -117,7 +117,7 @@ def latents(folder: Folder) -> Values:
     found = sorted({label for panel in panels for label in panel["labels"]})
     colours = latent_map.class_colours(found)
     classes = [{"label": label, "name": folder.run.class_name(label), "colour": colours[label]} for label in found]
-    return {"how": how, "panels": panels, "classes": classes}
+    return {"how": " or ".join(how), "panels": panels, "classes": classes}
 
 
 def point(folder: Folder, method: str, place: int, reference: bool) -> Values:
