@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda (default: %(default)s)")
     args, rest = parser.parse_known_args()
     recipe = max(load(args.recipe, parse_overrides(rest)).values(), key=lambda r: len(stages_of(r)))
+    if args.compile:  # eager steps stand beside the compiled ones, whatever the recipe has
+        recipe = replace(recipe, run=replace(recipe.run, compile=False))
     if args.stage not in (None, *stages_of(recipe)):
         parser.error(f"{args.recipe} has no stage `{args.stage}`; there are {', '.join(stages_of(recipe))}")
     dtype = torch.bfloat16 if uses_bf16(args.device, recipe.run.precision) else torch.float32

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import channels, gpu, models, proxies
+from benchmarks import channels, gpu, models, proxies, steps
 from safetensors.torch import save_file
+
+import tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -110,3 +112,27 @@ def test_channels_of_whitened_latents_are_drawn_as_they_are_encoded(tmp_path, mo
     monkeypatch.setattr(sys, "argv", ["channels", str(tmp_path), "rings.png"])
     channels.main()
     torch.testing.assert_close(drawn["latents"], drawn["reference"])
+
+
+def test_eager_steps_stand_beside_compiled_ones_of_a_recipe_that_compiles(tmp_path, monkeypatch):
+    made = []
+
+    class Steps:
+        batch_size = 8
+
+        def __init__(self, job, device, compiled=False):
+            made.append((job.recipe.run.compile, compiled))
+
+        def first(self):
+            return 1.0
+
+    monkeypatch.setattr(steps, "Steps", Steps)
+    monkeypatch.setattr(steps, "flops_per_image", lambda steps: 1.0)
+    monkeypatch.setattr(steps, "peak_flops", lambda *_: 1.0)
+    monkeypatch.setattr(steps, "fastest", lambda loops, seconds: [1.0 for _ in loops])
+    recipe = tiny.write(tmp_path, run__compile=True)
+    for options, expected in (["--compile"], [(False, False), (False, True)]), ([], [(True, False)]):
+        made.clear()
+        monkeypatch.setattr(sys, "argv", ["steps", "--recipe", str(recipe), "--stage", "encoder", *options])
+        steps.main()
+        assert made == expected
