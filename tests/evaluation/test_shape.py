@@ -59,6 +59,14 @@ def test_a_constant_factor_is_seen_beside_other_latents_and_not_beside_the_gauss
     assert "knn" not in beside
 
 
+def test_the_rank_of_latents_is_their_own_whatever_they_stand_beside(quick):
+    z, _ = drawn(600)
+    narrow = z[300:] * torch.tensor([1, 1, 1, 0.05]).view(4, 1, 1)
+    alone, beside = shape(z[:300], None)[0], shape(z[:300], None, narrow)[0]
+    assert beside["rank_whole"] == pytest.approx(alone["rank_whole"], rel=1e-4)
+    assert beside["rank_to_reference"] < 0.5
+
+
 def test_the_command_measures_checks_and_compares(tmp_path, capsys, quick):
     for name, apart in (("a", 0.0), ("b", 6.0)):
         z, labels = drawn(400, apart=apart)

@@ -15,9 +15,9 @@ from dmvae.evaluation.online import class_share
 from dmvae.evaluation.other_figures import FOLDED, OTHERS
 from dmvae.evaluation.proxies import POINTS, linear_probe
 from dmvae.evaluation.scores import Figure
-from dmvae.transport.arrival import Arrival, measure
+from dmvae.transport.arrival import LATENTS, Arrival, effective_rank, measure
 
-VERSION = 1
+VERSION = 2
 """Goes up when figures are computed otherwise."""
 SAMPLES, ROOM = 5120, 2**27
 """Samples of a standard Gaussian that latents are compared with; fewer where these are more numbers than ROOM."""
@@ -57,9 +57,11 @@ def shape(z: Tensor, labels: Tensor | None, reference: Tensor | None = None) -> 
     raw, standard = latent_statistics(z), latent_statistics(own)
     order, here, there = compared(z, reference)
     found = measure(here, there)
+    # of the latents alone, whatever they stand beside; `found` has it by the reference's deviations
+    rank = found.rank if reference is None else effective_rank(own[order[:LATENTS]].flatten(1))
     figures = {name: raw[name] for name in ("mean_max", "std_min", "std_max")} | {
         "effective_rank": standard["effective_rank"],
-        "rank_whole": found.rank,
+        "rank_whole": rank,
         "intrinsic_dimension": intrinsic_dimension(own[order[:POINTS]]),
         "kurtosis": standard["kurtosis"],
         "high_frequency": high_frequency_share(own[order[:POINTS]]),
