@@ -115,8 +115,9 @@ def health(run: Run) -> str:
             "<h3>Gap between teacher and student</h3>",
             prose(
                 "The teacher knows the reference, the student follows the latents as they change. Both guess the clean "
-                "latent from a noisy one; the gap is the squared difference of their guesses, and matching pushes the "
-                "latents to make it small. Each line is a range of noise levels: t near 0 is almost pure noise, near 1 "
+                "latent from a noisy one; the gap is the squared difference of their guesses (with the objective "
+                "velocity_gap, of their velocities), and matching pushes the latents to make it small. Each line is a "
+                "range of noise levels: t near 0 is almost pure noise, near 1 "
                 "almost clean."
             ),
             legend((key.removeprefix("gap/t").join(["t = ", ""]), colours[key]) for key in bins),
