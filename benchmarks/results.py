@@ -5,10 +5,10 @@
 
 Methods of several seeds are a row of means and standard deviations, and with --each a row for each seed. "gFD ratio" is
 a method's gFD over the baseline's, or over that of BASELINE_2000 for a generator of 2,000 steps where there is one,
-seed by seed where both have several; a method that was measured otherwise than most has none. Seeds and methods that
-have not ended are left out of it, and named. The folder gets tradeoff.svg (reconstruction against generation),
-parts.svg (what of gFD is the decoder's, against what is the generator's), maps.png (each reference beside the latents
-matched to it) and samples.png (a row a class, a block of columns for each of --samples).
+seed by seed where both have several; a method that was measured otherwise than most has none, and no dot in the charts.
+Seeds and methods that have not ended are left out of it, and named. The folder gets tradeoff.svg (reconstruction
+against generation), parts.svg (what of gFD is the decoder's, against what is the generator's), maps.png (each reference
+beside the latents matched to it) and samples.png (a row a class, a block of columns for each of --samples).
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def main() -> None:
         parser.error(str(error))
     if known.folder is not None:
         known.folder.mkdir(parents=True, exist_ok=True)
-        scatter(methods, "psnr", "gfd", known.folder / "tradeoff.svg")
-        scatter(methods, "rfd", "grfd", known.folder / "parts.svg")
+        scatter(alike, "psnr", "gfd", known.folder / "tradeoff.svg")
+        scatter(alike, "rfd", "grfd", known.folder / "parts.svg")
         maps(run, known.folder / "maps.png")
         if known.samples:
             samples_picture(known.run, known.samples, known.folder / "samples.png")

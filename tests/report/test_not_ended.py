@@ -126,8 +126,12 @@ def test_a_method_that_was_measured_otherwise_says_so_and_is_not_ranked(tmp_path
     chart = table.trade_off(Run(tmp_path / "run", jobs))
     assert "gFD against PSNR, dB: a@0 20, 100; a@1 20, 90; b 20, 70" in chart
     assert "c 20, 60" not in chart, "no dot beside those that it does not compare with"
-    monkeypatch.setattr(sys, "argv", ["results", str(tmp_path / "run"), "--baseline", "b", "--columns", "gfd"])
+    where = [str(tmp_path / "run"), str(tmp_path / "pictures")]
+    monkeypatch.setattr(sys, "argv", ["results", *where, "--baseline", "b", "--columns", "gfd"])
     results.main()
+    chart = (tmp_path / "pictures/tradeoff.svg").read_text()
+    assert "gFD against PSNR, dB: a 20, 95; b 20, 70" in chart
+    assert "c 20, 60" not in chart
     lines = capsys.readouterr().out.splitlines()
     assert "| a (2 of 3 seeds) | 95 ± 7.1 | 1.36 ± 0.1 |" in lines, "of the seeds that compare"
     assert "| e | 40 |  |" in lines
