@@ -146,7 +146,8 @@ def save(folder: Path, step: int, state: Values, back: int = 0, every: int = 1) 
         part.rename(final)
         shutil.rmtree(aside, ignore_errors=True)
         sync(folder)
-        known = steps(folder)
+        # those of later steps are damaged, or the training would have gone on from them: they take nobody's place
+        known = [s for s in steps(folder) if s <= step]
         kept: set[int | None] = {*known[-_KEEP:]}
         if back:
             due, older = [s for s in known if s % every == 0], newest(folder, step - step % every - back, every)
