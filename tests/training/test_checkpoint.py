@@ -75,6 +75,22 @@ def test_damaged_checkpoints_of_later_steps_take_no_other_s_place(tmp_path):
     assert checkpoint.load(tmp_path, state(0.0)) == 10
 
 
+def test_a_kill_while_an_older_checkpoint_is_removed_leaves_none_that_lacks_files(tmp_path, monkeypatch):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, state(float(step)))
+
+    def killed(path, **_):
+        if path.exists():
+            (path / "files.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, 3, state(3.0))
+    assert checkpoint.steps(tmp_path) == [2, 3]
+
+
 def test_a_kill_while_a_checkpoint_takes_another_s_place_loses_neither(tmp_path, monkeypatch):
     """As a training that goes back saves its step once more."""
     checkpoint.save(tmp_path, 1, state(1.0))
