@@ -13,7 +13,7 @@ from dmvae import pipeline
 from dmvae.claims import RUNNING, begun_anew, claimed
 from dmvae.commands.plan import Machine, print_plan
 from dmvae.commands.run import finish
-from dmvae.jobs import jobs_of, plan
+from dmvae.jobs import jobs_of, plan, point
 from dmvae.recipe import load
 from dmvae.report.summary import write_summary
 from dmvae.runtime.done import write_done, write_source
@@ -190,6 +190,21 @@ def test_what_killed_processes_left_is_swept_at_the_next_start(tmp_path, recipes
     with claimed(run_dir, recipes, [], names):
         assert not any((run_dir / name).exists() for name in left)
         assert all((run_dir / name).exists() for name in others)
+
+
+def test_a_link_is_there_while_another_takes_its_place(tmp_path, monkeypatch):
+    """Processes that begin at once read the links that one of them replaces."""
+    link, make = tmp_path / "tokenizer", Path.symlink_to
+    point(link, tmp_path / "stages/tokenizer-1")
+
+    def looks(path, target):
+        assert link.readlink() == Path("stages/tokenizer-1")
+        make(path, target)
+
+    monkeypatch.setattr(Path, "symlink_to", looks)
+    point(link, tmp_path / "stages/tokenizer-2")
+    assert link.readlink() == Path("stages/tokenizer-2")
+    assert [*tmp_path.iterdir()] == [link]
 
 
 def test_a_pipeline_of_earlier_settings_goes_when_the_links_change(tmp_path, recipes, capsys):

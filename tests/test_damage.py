@@ -3,6 +3,8 @@
 import json
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +19,7 @@ from dmvae.library import Run
 from dmvae.models.artifact import save_network
 from dmvae.runtime import done
 from dmvae.runtime.done import damage, read_done, require_intact, write_done, write_source
+from dmvae.runtime.files import locked
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.logging import read_figures
@@ -150,6 +153,26 @@ def test_a_finished_stage_with_a_damaged_file_is_named_and_unfinished(stage, cap
     assert "sub/with space.json is corrupt; the stage is run again" in capsys.readouterr().out
     assert read_done(stage) is None
     assert not (stage / "sub/with space.json").exists()
+
+
+def test_a_stage_that_another_process_checks_now_is_checked_too(stage):
+    """As each of several that begin at once does: none goes on with what another is about to find."""
+    job, held, check = SimpleNamespace(folder=stage, finished=True), Event(), Event()
+    flip(stage / "map.safetensors")
+
+    def other():
+        with locked(stage):
+            held.set()
+            check.wait(60)
+
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(other)
+        assert held.wait(60)
+        tidied = pool.submit(pipeline._tidy, [job], verify=True)
+        assert not wait([tidied], 0.3).done
+        check.set()
+        tidied.result(60)
+    assert read_done(stage) is None
 
 
 @pytest.mark.slow

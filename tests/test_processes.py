@@ -18,6 +18,8 @@ from dmvae.commands import processes as side
 from dmvae.commands.parser import CheckFailed
 from dmvae.commands.processes import environments, side_by_side
 from dmvae.commands.run import run
+from dmvae.jobs import plan
+from dmvae.recipe import load
 from dmvae.runtime import console as bars
 from dmvae.runtime.done import read_done
 from dmvae.runtime.files import locked
@@ -151,6 +153,27 @@ def test_they_are_given_the_words_and_say_for_this_one_what_these_mean(tmp_path,
     run("run", ["--processes", "2", path, *options, "--variant", "kl", "--variant", "matched", "--no-report"])
     assert asked == ["run", path, "--no-report", "--variant", "kl", "--variant", "matched", *options, 2]
     assert capsys.readouterr().out == ""  # that --matching.steps does not reach kl
+
+
+def test_a_plugin_that_is_edited_while_they_run_costs_no_table(tmp_path, monkeypatch):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\n"
+        "from dmvae.datasets.shapes import Shapes\n"
+        "from dmvae.registry import register\n"
+        "@register('mine')\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(Shapes):\n"
+        "    pass\n"
+    )
+    path = tiny.write(tmp_path, plugins=[str(plugin)], data__type="mine")
+    planned = [job.folder for job in plan(load(path), tmp_path / "run")]
+    edit = lambda *_: plugin.write_text(plugin.read_text() + "# for the next study\n")
+    told = []
+    monkeypatch.setattr("dmvae.commands.run.side_by_side", edit)
+    monkeypatch.setattr("dmvae.commands.run.finish_chosen", lambda jobs, *_: told.extend(job.folder for job in jobs))
+    run("run", ["--processes", "2", str(path)])
+    assert told == planned
 
 
 def saved(tmp_path):

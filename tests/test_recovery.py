@@ -51,7 +51,7 @@ def test_a_checkpoint_is_on_the_disk_before_older_ones_go(tmp_path, monkeypatch)
         checkpoint.save(tmp_path, step, {"x": torch.zeros(1)})
     made = recorded(monkeypatch)
     checkpoint.save(tmp_path, 3, {"x": torch.zeros(1)})
-    gone = made.index("removed step-00000001")
+    gone = made.index("removed step-00000001.part")
     assert {"files.json", ".metadata", "step-00000003.part", tmp_path.name} <= set(made[:gone])
 
 

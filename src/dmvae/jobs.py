@@ -301,10 +301,13 @@ def other_source(there: Values, source: dict[str, str]) -> bool:
 
 
 def point(link: Path, folder: Path) -> None:
-    """Make a relative link to a folder, in place of another link. Raises ValueError for what is no link."""
+    """Make a relative link to a folder, in place of another link, so that readers find one of them at any time. Raises
+    ValueError for what is no link."""
     target = os.path.relpath(folder, link.parent)
     if not (link.is_symlink() and os.readlink(link) == target):
         if link.exists() and not link.is_symlink():
             raise ValueError(f"{link} is no link; move it away")
-        link.unlink(missing_ok=True)
-        link.symlink_to(target)
+        new = link.with_name(f"{link.name}.{os.getpid()}.part")  # swept as those of `atomic_write` are
+        new.unlink(missing_ok=True)
+        new.symlink_to(target)
+        new.replace(link)

@@ -280,21 +280,30 @@ def _tidy(jobs: list[Job], verify: bool) -> None:
     unfinished, so that they run again. Later stages are kept as
     they are: on a CPU the new result equals the old one bit for bit, on a GPU up to rounding."""
     for folder in {job.folder for job in jobs if job.finished}:
-        with locked(folder, wait=False) as mine:
-            if not mine:
-                continue
-            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-            sweep(folder)
-            wrong = list(damages(folder, read_done(folder))) if verify else []
-            if wrong:
-                more = f", {counted(len(wrong) - 1, 'other file')} too" if len(wrong) > 1 else ""
-                console.print(f"{folder}: {' '.join(wrong[0])}{more}; the stage is run again")
-                # `within`: the list may come from somebody else, and its names lead out through links
-                for file in [within(folder / name, folder) for name, _ in wrong]:
-                    # statistics would mean that all shards beside them are there
-                    within(file.parent / STATISTICS, folder).unlink(missing_ok=True)
-                    file.unlink(missing_ok=True)
-                (folder / DONE).unlink()  # last: if killed before, the next run sees again what is missing
+        while read_done(folder) is not None:  # else a process that began along with this one has found damage
+            with locked(folder, wait=False) as mine:
+                if mine:
+                    _tidy_stage(folder, verify)
+                    break
+            time.sleep(0.1)
+
+
+def _tidy_stage(folder: Path, verify: bool) -> None:
+    """`_tidy` of one folder, of which this process has the lock."""
+    if (facts := read_done(folder)) is None:
+        return
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    sweep(folder)
+    wrong = list(damages(folder, facts)) if verify else []
+    if wrong:
+        more = f", {counted(len(wrong) - 1, 'other file')} too" if len(wrong) > 1 else ""
+        console.print(f"{folder}: {' '.join(wrong[0])}{more}; the stage is run again")
+        # `within`: the list may come from somebody else, and its names lead out through links
+        for file in [within(folder / name, folder) for name, _ in wrong]:
+            # statistics would mean that all shards beside them are there
+            within(file.parent / STATISTICS, folder).unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+        (folder / DONE).unlink()  # last: if killed before, the next run sees again what is missing
 
 
 def _check_inputs(job: Job) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import active_children
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from dmvae.datasets import loading
 from dmvae.datasets.loading import passes
 from dmvae.datasets.mixed import Chosen
+from dmvae.runtime.console import Bar, console
 from dmvae.runtime.files import locked
 
 pytestmark = pytest.mark.slow
@@ -105,6 +107,24 @@ def test_a_worker_that_hangs_is_told_with_its_item_and_ended(monkeypatch):
     monkeypatch.setattr(loading, "PATIENCE", 1.0)
     with pytest.raises(TimeoutError, match=r"no batch came for 1 s, with item 5 of the data being read"):
         read(lambda: time.sleep(1000))
+
+
+def test_a_worker_may_print_while_a_bar_is_drawn(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(console, "_force_terminal", True)
+    monkeypatch.setattr(loading, "PATIENCE", 5.0)
+
+    def odd():
+        print("an odd image", file=sys.stderr, flush=True)
+        return torch.zeros(1, 4, 4, dtype=torch.uint8), 5
+
+    with Bar("read", 12) as bar, ThreadPoolExecutor(1) as draws:
+        assert bar.progress is not None
+        draws.submit(console._lock.acquire).result()  # as the thread that draws the bar does, ten times a second
+        try:
+            assert read(odd)[-1] == [10, 11]
+        finally:
+            draws.submit(console._lock.release).result()
 
 
 def test_who_waits_for_a_batch_can_be_stopped():

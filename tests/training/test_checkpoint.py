@@ -58,6 +58,39 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     assert torch.equal(into["networks"]["a"]["w"], torch.full((4,), 1.0))
 
 
+def test_damaged_checkpoints_of_later_steps_take_no_other_s_place(tmp_path):
+    """As a copy without hidden files leaves them: the training begins anew, and may be killed again."""
+    for step in (8, 9):
+        checkpoint.save(tmp_path, step, state(float(step)))
+        (tmp_path / f"step-{step:08d}/.metadata").unlink()
+    with pytest.warns(UserWarning, match="trying the checkpoint before it"):
+        assert checkpoint.load(tmp_path, state(0.0)) is None
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, state(float(step)))
+    with pytest.warns(UserWarning, match="trying the checkpoint before it"):
+        assert checkpoint.load(tmp_path, state(0.0)) == 3
+    for step in range(4, 11):
+        checkpoint.save(tmp_path, step, state(float(step)))
+    assert checkpoint.steps(tmp_path) == [9, 10]
+    assert checkpoint.load(tmp_path, state(0.0)) == 10
+
+
+def test_a_kill_while_an_older_checkpoint_is_removed_leaves_none_that_lacks_files(tmp_path, monkeypatch):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, state(float(step)))
+
+    def killed(path, **_):
+        if path.exists():
+            (path / "files.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, 3, state(3.0))
+    assert checkpoint.steps(tmp_path) == [2, 3]
+
+
 def test_a_kill_while_a_checkpoint_takes_another_s_place_loses_neither(tmp_path, monkeypatch):
     """As a training that goes back saves its step once more."""
     checkpoint.save(tmp_path, 1, state(1.0))

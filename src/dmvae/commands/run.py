@@ -81,9 +81,11 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
         variants = [word for name in known.variant for word in ("--variant", name)]
         place = [] if known.run_dir is None else ["--run_dir", known.run_dir]
         skips = ["--no-verify"] if known.no_verify else []
+        # planned before, as each process does: a plugin or the data may be edited while they run
+        jobs = planned(fit(recipes, asked)[0], run_dir) if reports else []
         side_by_side([command, known.recipe, "--no-report", *skips, *place, *variants, *rest], known.processes)
         if reports:
-            finish_chosen(planned(fit(recipes, asked)[0], run_dir), run_dir, recipes, whole, asked)
+            finish_chosen(jobs, run_dir, recipes, whole, asked)
         return
     with joined(how.timeout):
         jobs = pipeline.run(recipes, run_dir, only=only, variants=whole, verify=not known.no_verify, asked=asked)

@@ -231,7 +231,9 @@ def _as_it_is(batch: T) -> T:
 
 def _begin(worker: int) -> None:
     """Ctrl-C and torchrun's SIGTERM reach every process. A worker ignores them: the training still needs it to save its
-    state. It ends with its parent, also if that is killed while the worker hangs."""
+    state. It ends with its parent, also if that is killed while the worker hangs. What it prints goes past the bar: the
+    thread that draws may have held rich's locks at the fork, and here nobody would free them."""
+    sys.stdout, sys.stderr = (getattr(stream, "rich_proxied_file", stream) for stream in (sys.stdout, sys.stderr))
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":

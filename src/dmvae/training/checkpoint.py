@@ -146,14 +146,15 @@ def save(folder: Path, step: int, state: Values, back: int = 0, every: int = 1) 
         part.rename(final)
         shutil.rmtree(aside, ignore_errors=True)
         sync(folder)
-        known = steps(folder)
+        # those of later steps are damaged, or the training would have gone on from them: they take nobody's place
+        known = [s for s in steps(folder) if s <= step]
         kept: set[int | None] = {*known[-_KEEP:]}
         if back:
             due, older = [s for s in known if s % every == 0], newest(folder, step - step % every - back, every)
             following = next((s for s in due if older is None or s > older), None)
             kept |= {*due[-_KEEP:], older, following}
         for old in set(known) - kept:
-            shutil.rmtree(folder / f"step-{old:08d}")
+            _remove(folder / f"step-{old:08d}")
     distributed.barrier(group)
 
 
@@ -172,8 +173,13 @@ def forget(folder: Path, after: int) -> None:
     if distributed.is_main():
         for later in steps(folder):
             if later > after:
-                shutil.rmtree(folder / f"step-{later:08d}")
+                _remove(folder / f"step-{later:08d}")
     distributed.barrier()
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint: its name goes first, so that a kill meanwhile leaves none that lacks files and counts."""
+    shutil.rmtree(path.rename(path.with_suffix(".part")))
 
 
 def load(folder: Path, state: Values, optional: tuple[str, ...] = ()) -> int | None:
