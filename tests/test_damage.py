@@ -155,7 +155,7 @@ def test_a_finished_stage_with_a_damaged_file_is_named_and_unfinished(stage, cap
     assert not (stage / "sub/with space.json").exists()
 
 
-def test_a_stage_that_another_process_checks_now_is_checked_too(stage):
+def test_a_stage_that_another_process_checks_now_is_waited_for(stage):
     """As each of several that begin at once does: none goes on with what another is about to find."""
     job, held, check = SimpleNamespace(folder=stage, finished=True), Event(), Event()
     flip(stage / "map.safetensors")
@@ -164,6 +164,7 @@ def test_a_stage_that_another_process_checks_now_is_checked_too(stage):
         with locked(stage):
             held.set()
             check.wait(60)
+            pipeline._tidy_stage(stage, verify=True)
 
     with ThreadPoolExecutor(2) as pool:
         pool.submit(other)

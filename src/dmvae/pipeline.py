@@ -31,7 +31,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.runtime.done import NAME as DONE
 from dmvae.runtime.done import damages, read_done, write_done
-from dmvae.runtime.files import locked, sweep, within
+from dmvae.runtime.files import held, locked, sweep, within
 from dmvae.runtime.signals import stop_if_asked
 from dmvae.runtime.words import counted, few
 from dmvae.training.checkpoint import steps
@@ -277,14 +277,18 @@ def _finish(job: Job, facts: Facts) -> None:
 
 def _tidy(jobs: list[Job], verify: bool) -> None:
     """Remove what a finished stage left behind if it was killed at its very end; mark stages with damaged files as
-    unfinished, so that they run again. Later stages are kept as
-    they are: on a CPU the new result equals the old one bit for bit, on a GPU up to rounding."""
+    unfinished, so that they run again. Later stages are kept as they are: on a CPU the new result equals the old one
+    bit for bit, on a GPU up to rounding."""
+    checked_elsewhere = []
     for folder in {job.folder for job in jobs if job.finished}:
-        while read_done(folder) is not None:  # else a process that began along with this one has found damage
-            with locked(folder, wait=False) as mine:
-                if mine:
-                    _tidy_stage(folder, verify)
-                    break
+        with locked(folder, wait=False) as mine:
+            if mine:
+                _tidy_stage(folder, verify)
+            else:
+                checked_elsewhere.append(folder)
+    # Processes that begin at once share the folders out, and none goes on before all are checked.
+    for folder in checked_elsewhere:
+        while read_done(folder) is not None and held(folder):
             time.sleep(0.1)
 
 
