@@ -48,8 +48,8 @@ def main() -> None:
 
 
 def curves_of(summary: dict[str, Any]) -> tuple[dict[str, Curve], dict[str, float]]:
-    """(method -> its curve, method -> its rFD). Raises ValueError for a name without a number, and where none has a
-    gFD."""
+    """(method -> its curve, method -> its rFD, where it has one). Raises ValueError for a name without a number, and
+    where none has a gFD."""
     curves: dict[str, Curve] = {}
     floors: dict[str, float] = {}
     unlike = summary.get("unlike", {})
@@ -59,7 +59,8 @@ def curves_of(summary: dict[str, Any]) -> tuple[dict[str, Curve], dict[str, floa
         if not (method and number.isdecimal()):
             raise ValueError(f"{name}: not called METHOD_NUMBER, so it is no point of a curve")
         curves.setdefault(method, {})[int(number)] = statistics.fmean(figures["gfd"])
-        floors[method] = statistics.fmean(figures["rfd"])
+        if "rfd" in figures:  # a tokenizer of latents that were encoded elsewhere has none
+            floors[method] = statistics.fmean(figures["rfd"])
     if not curves:
         raise ValueError("no method with a gFD has ended")
     return {method: dict(sorted(curve.items())) for method, curve in curves.items()}, floors
@@ -90,11 +91,13 @@ def draw(curves: dict[str, Curve], floors: dict[str, float], across: str, file: 
     axes = figure.add_subplot()
     for colour, (method, curve) in zip(cycle(COLOURS), curves.items(), strict=False):
         axes.loglog(list(curve), list(curve.values()), "o-", color=colour, label=method)
-        axes.axhline(floors[method], color=colour, linestyle="--", linewidth=1)
+        if method in floors:
+            axes.axhline(floors[method], color=colour, linestyle="--", linewidth=1)
     numbers = _numbers(curves)
     axes.set_xticks(numbers, [str(number) for number in numbers], minor=False)
     axes.minorticks_off()
-    low, high = min(floors.values()), max(value for curve in curves.values() for value in curve.values())
+    drawn = [*floors.values(), *(value for curve in curves.values() for value in curve.values())]
+    low, high = min(drawn), max(drawn)
     round_ones = (digit * 10.0**power for power in range(-3, 6) for digit in (1, 1.5, 2, 3, 4, 6, 8))
     ticks = [value for value in round_ones if 0.8 * low <= value <= 1.2 * high]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)

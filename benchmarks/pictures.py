@@ -57,7 +57,11 @@ def ended(run: Path) -> list[str]:
 
 
 def reconstructions_picture(run: Path, methods: Sequence[str], file: Path, columns: int, zoom: int) -> None:
+    """Raises ValueError for methods that were evaluated on other test images than the first."""
     found = [load_file(run / method / "evaluate/pictures.safetensors") for method in methods]
+    for name, part in zip(methods, found, strict=True):
+        if not torch.equal(part["originals"], found[0]["originals"]):
+            raise ValueError(f"{name} has other test images than {methods[0]}; draw it alone (--methods {name})")
     rows = [found[0]["originals"], *(part["reconstructions"] for part in found)]
     write([torch.stack([row[: 2 * columns] for row in rows])], file, zoom, ["originals", *methods])
 

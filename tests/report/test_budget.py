@@ -30,6 +30,15 @@ def test_a_row_for_each_number_and_a_curve_for_each_method(tmp_path, monkeypatch
     assert file == str(tmp_path / "curves.svg")
 
 
+def test_a_method_without_reconstructions_has_a_curve_and_no_line_below(tmp_path, monkeypatch, capsys):
+    call(tmp_path, monkeypatch, METHODS | {"own_500": {"gfd": 100.0}})
+    assert "| 500 | 400 | 800 | 100 |" in capsys.readouterr().out
+    curves, floors = budget.curves_of({"methods": {"own_500": {"gfd": 100.0}}})
+    assert floors == {}
+    budget.draw(curves, floors, "steps", tmp_path / "alone.svg")
+    assert "<!-- own -->" in (tmp_path / "alone.svg").read_text()
+
+
 def test_many_methods_and_small_distances_are_drawn_too(tmp_path):
     curves = {f"m{i}": {250: 12.0 + i, 500: 3.0 + i} for i in range(20)}
     budget.draw(curves, dict.fromkeys(curves, 2.0), "steps", tmp_path / "curves.svg")

@@ -26,6 +26,19 @@ def test_the_lowest_scale_is_drawn_and_classes_may_have_unequal_numbers(tmp_path
         by_class(tmp_path / "other", columns=8)
 
 
+def test_reconstructions_of_other_test_images_are_not_drawn_below_the_first_method_s(tmp_path):
+    for name, value in (("a", 0), ("b", 0), ("c", 9)):
+        (tmp_path / name / "evaluate").mkdir(parents=True)
+        images = torch.full((4, 3, 2, 2), value, dtype=torch.uint8)
+        save_file(
+            {"originals": images, "reconstructions": images + 1}, tmp_path / name / "evaluate/pictures.safetensors"
+        )
+    pictures.reconstructions_picture(tmp_path, ["a", "b"], tmp_path / "same.png", 2, 1)
+    assert (tmp_path / "same.png").is_file()
+    with pytest.raises(ValueError, match="c has other test images than a; draw it alone"):
+        pictures.reconstructions_picture(tmp_path, ["a", "b", "c"], tmp_path / "other.png", 2, 1)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
