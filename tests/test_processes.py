@@ -38,6 +38,10 @@ def test_without_a_gpu_each_has_its_share_of_the_cpus(monkeypatch):
     assert {env["OMP_NUM_THREADS"] for env in environments(20)} == {"1"}
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert {env["OMP_NUM_THREADS"] for env in environments(3)} == {"5"}
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delattr("os.sched_getaffinity")  # as on macOS
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    assert [env["OMP_NUM_THREADS"] for env in environments(2)] == ["3", "3"]
 
 
 @pytest.mark.parametrize(("visible", "expected"), [(None, ["0", "1", "0"]), ("4,7", ["4", "7", "4"])])

@@ -21,10 +21,11 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 T = TypeVar("T", bound="type[Registered]")
 F = TypeVar("F")
@@ -35,8 +36,7 @@ _contents: dict[str, bytes] = {}
 """Module -> content of its file as it was imported."""
 _plugins: set[str] = set()
 """Modules that a recipe names as plugins: each should register something."""
-STDLIB = sysconfig.get_path("stdlib")
-"""Where Python's own modules lie."""
+STDLIB = sysconfig.get_path("stdlib")  # Python's own modules
 PLUGIN = "dmvae_plugin_"
 """Prefix of the names of modules that are loaded from a plugin's file."""
 
@@ -108,7 +108,7 @@ def _require_complete(cls: type, family: type, name: str) -> None:
         if all(lacks(attribute) for attribute in alternatives.split("|")):
             raise ValueError(f"{where}: it lacks {' or '.join(alternatives.split('|'))}")
     if (
-        vars(cls).get("__annotations__")
+        vars(cls).keys() & {"__annotations__", "__annotate_func__"}  # the latter from Python 3.14 on
         and dataclasses.is_dataclass(family)
         and "__dataclass_fields__" not in vars(cls)
     ):
@@ -116,7 +116,7 @@ def _require_complete(cls: type, family: type, name: str) -> None:
             f"{where}: its annotations are no fields without @dataclass(frozen=True, kw_only=True) below @register"
         )
     known = [name for name in dir(family) if name[0] != "_" and not callable(getattr(family, name))]
-    own = vars(cls).keys() - vars(cls).get("__annotations__", {}).keys() - set(dir(family))
+    own = vars(cls).keys() - vars(cls).get("__dataclass_fields__", {}).keys() - set(dir(family))
     for attribute in sorted(own):
         meant = difflib.get_close_matches(attribute, known, n=1, cutoff=0.85)
         if meant and not is_ours(cls):
@@ -184,7 +184,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def close(word: str, known: Iterable[str]) -> list[str]:
-    """The known word that is most like this one, if any is."""
+    """The most similar known word, if any is."""
     return difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
 
 
@@ -257,8 +257,7 @@ def _loaded(name: str) -> list[str]:
 
 
 def _drop(name: str) -> None:
-    """Forget a module and those inside it, and delete their bytecode: Python compares only a file's size and second of
-    change with it, and an edit may leave both as they were."""
+    """Forget a module and those inside it, and delete their bytecode, which may be of an earlier edit (see `_load`)."""
     forget(name)
     for module in _loaded(name):
         file = getattr(sys.modules.pop(module), "__file__", None)
@@ -285,6 +284,18 @@ def module_of(file: Path) -> str:
     return PLUGIN + quote(path, safe="", errors="surrogateescape").replace(".", "%2E")
 
 
+class _Plugins:
+    """How a data worker that starts without this process's modules, as on macOS, finds those of a plugin's data set."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> ModuleSpec | None:
+        file = unquote(name.removeprefix(PLUGIN), errors="surrogateescape") + ".py"
+        return importlib.util.spec_from_file_location(name, file) if name.startswith(PLUGIN) else None
+
+
+sys.meta_path.append(_Plugins)
+
+
 def _load(file: Path) -> str:
     """Import a file; the name of its module."""
     name, content = module_of(file), file.read_bytes()
@@ -299,7 +310,6 @@ def _load(file: Path) -> str:
             return other
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
-    assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         # Not from bytecode: Python compares only size and second of the file, which an edit may leave as they were.
@@ -336,6 +346,5 @@ def _complaint(file: Path, error: BaseException) -> str:
     own = file.parent if file.name == "__init__.py" else file  # a package's code lies beside its __init__.py
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(own)]
     place = (frames[-1].filename, frames[-1].lineno) if frames else (file, 1)
-    what = str(error).removeprefix(f"{file}: ")
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    return f"plugin {place[0]}, line {place[1]}: {kind}{what}"
+    return f"plugin {place[0]}, line {place[1]}: {kind}{str(error).removeprefix(f'{file}: ')}"

@@ -1,5 +1,6 @@
 """Worker processes that raise, die or hang: the item is named, and nothing is left running."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from dmvae.datasets import loading
 from dmvae.datasets.loading import passes
 from dmvae.datasets.mixed import Chosen
+from dmvae.registry import load_module
 from dmvae.runtime.console import Bar, console
 from dmvae.runtime.files import locked
 
@@ -125,6 +127,37 @@ def test_a_worker_may_print_while_a_bar_is_drawn(monkeypatch):
             assert read(odd)[-1] == [10, 11]
         finally:
             draws.submit(console._lock.release).result()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers start as Python has it")
+def test_workers_are_children_of_this_process_whatever_python_s_default_is(monkeypatch):
+    """From Python 3.14 on the default is `forkserver`: a worker would see that its parent is another, and end."""
+    monkeypatch.setattr(
+        multiprocessing.context._default_context, "_actual_context", multiprocessing.get_context("spawn")
+    )
+    assert multiprocessing.get_start_method() == "spawn"
+    assert read(lambda: (torch.zeros(1, 4, 4, dtype=torch.uint8), 5))[-1] == [10, 11]
+
+
+PLUGIN = """
+import torch
+
+class Own:
+    def __len__(self): return 3
+    def __getitem__(self, i): return torch.full((1, 2, 2), i, dtype=torch.uint8), i
+"""
+
+
+def test_a_worker_that_starts_with_no_module_finds_a_plugin_s(tmp_path, monkeypatch):
+    """As on macOS, where workers are not forked."""
+    monkeypatch.setattr(loading, "_START", "spawn")
+    file = tmp_path / "own data.py"
+    file.write_text(PLUGIN)
+    batches = list(passes(load_module(str(file)).Own(), 2, 1, CPU))
+    assert [(data.flatten(1)[:, 0].tolist(), labels.tolist()) for data, labels in batches] == [
+        ([0, 1], [0, 1]),
+        ([2], [2]),
+    ]
 
 
 def test_who_waits_for_a_batch_can_be_stopped():

@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from dmvae.commands.parser import CheckFailed
+from dmvae.runtime import distributed
 from dmvae.runtime.console import EVERY, console, fitted, in_terminal, printable
 from dmvae.runtime.signals import Interrupted, signals
 
@@ -77,7 +78,7 @@ def environments(count: int) -> list[Mapping[str, str]]:
     the CPUs as OMP_NUM_THREADS, unless that is set already. In a terminal, bars move every second."""
     shared = os.environ | ({EVERY: "1"} if in_terminal() else {})
     if not torch.cuda.is_available():
-        threads = max(1, len(os.sched_getaffinity(0)) // count)
+        threads = max(1, distributed.processors() // count)
         return [{"OMP_NUM_THREADS": str(threads)} | shared] * count
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]

@@ -29,6 +29,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 
 from dmvae.datasets import Items
 from dmvae.runtime.ahead import ahead
+from dmvae.runtime.distributed import processors
 from dmvae.runtime.signals import SIGNALS
 
 T = TypeVar("T")
@@ -36,6 +37,9 @@ PATIENCE = 600.0
 """Seconds without a batch after which workers count as hung."""
 AHEAD = ("cuda",)
 """Devices for which batches of data in memory are read one ahead, in a thread; on a CPU it would gain nothing."""
+_START = "fork" if sys.platform == "linux" else None
+"""How workers start; None is Python's default. On Linux that is another from Python 3.14 on, by which a worker is a
+child of a process beside this one: it would outlive a kill of this one, and import torch anew in every pass."""
 _POLL = 1.0
 _LAST = 5.0
 """Seconds that a worker waits, after its connections break, for its parent to be gone; far more than needed."""
@@ -111,6 +115,7 @@ class Loader(Generic[T]):
                 self.reader,  # type: ignore[arg-type]  # it has the methods that DataLoader calls
                 batch_sampler=self.batches,  # type: ignore[arg-type]  # they may be ranges
                 num_workers=self.workers,
+                multiprocessing_context=_START if self.workers else None,
                 collate_fn=_as_it_is,
                 worker_init_fn=_begin,
                 pin_memory=self.pin,
@@ -222,7 +227,7 @@ def usable(workers: int) -> int:
     ValueError for a number below 0."""
     if workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
-    return min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(workers, processors())
 
 
 def _as_it_is(batch: T) -> T:
