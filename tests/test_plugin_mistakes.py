@@ -70,6 +70,11 @@ SHAPES = {
         "return z.square(), {",
         r"moment' gives a loss that is a tensor of shape \[8, 4, 3, 3\]; give a scalar",
     ),
+    "nn.Conv2d(channels, 8, 3, padding=1), nn.AvgPool2d(4)": (
+        "nn.SiLU(inplace=True), nn.Conv2d(channels, 8, 3, padding=1), nn.AvgPool2d(4)",
+        r"encoder: '.*pool' changes its input in place",
+    ),
+    "self.inner(z).relu()": ("self.inner(z.mul_(2)).relu()", r"decoder: '.*blocks' changes its input in place"),
 }
 
 

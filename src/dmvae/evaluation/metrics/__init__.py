@@ -4,7 +4,8 @@ figures."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar, TypeVar
@@ -131,13 +132,17 @@ def measured_pairs(metric: Metric, a: Tensor, b: Tensor) -> dict[str, Tensor]:
 
 def measured_latents(metric: Metric, latents: Latents) -> dict[str, float]:
     """`metric.latents(latents)`. Raises ValueError for anything but {name: number}."""
-    return _shown(metric, _numbers(metric, "latents returned", metric.latents(latents), "{name: number}"))
+    with _unchanged(metric, "latents", [latents.train, latents.test]):
+        found: object = metric.latents(latents)
+    return _shown(metric, _numbers(metric, "latents returned", found, "{name: number}"))
 
 
 def measured_sets(metric: Metric, sets: Sets) -> Scores:
     """`metric.sets(sets)`, with a warning where no table will show what a plugin's gives. Raises ValueError for
     anything but Scores of numbers."""
-    found: object = metric.sets(sets)
+    given = [rows for features in (sets.real, sets.fake, sets.train) if features for rows in features.rows.values()]
+    with _unchanged(metric, "sets", given):
+        found: object = metric.sets(sets)
     if not isinstance(found, Scores):
         told = type(found).__name__
         raise ValueError(f"metric {metric.type!r}: sets returned {told}; give Scores({{name: number}})")
@@ -150,6 +155,20 @@ def measured_sets(metric: Metric, sets: Sets) -> Scores:
             stacklevel=2,
         )
     return found
+
+
+@contextmanager
+def _unchanged(metric: Metric, method: str, given: Sequence[Tensor]) -> Iterator[None]:
+    """Raises ValueError where the block changes one of these tensors in place: what is measured after it reads them
+    too. torch itself refuses to change those that were made in inference mode."""
+    given = [x for x in given if not x.is_inference()]
+    before = [x._version for x in given]
+    yield
+    if [x._version for x in given] != before:
+        raise ValueError(
+            f"metric {metric.type!r}: {method} changes what it is given in place, and other metrics read that after "
+            "it; make new tensors (x = x - 1, not x -= 1)"
+        )
 
 
 def _numbers(metric: Metric, what: str, found: object, wanted: str) -> dict[str, float]:
