@@ -308,6 +308,10 @@ def test_a_plugin_that_cannot_be_imported_is_told_with_its_line(tmp_path, monkey
     for _ in range(2):  # nothing of it is left behind
         with pytest.raises(SystemExit) as stop:
             cli.main(["run", str(path)])
+        (
+            "import wrong  # a file that lies beside it, here itself\n",
+            "line 1: ModuleNotFoundError: No module named 'wrong'; a file cannot import its neighbours: make a package",
+        ),
         said = capsys.readouterr().err
         assert stop.value.code == 2
         assert said.count("\n") == 1

@@ -338,4 +338,6 @@ def _complaint(file: Path, error: BaseException) -> str:
     place = (frames[-1].filename, frames[-1].lineno) if frames else (file, 1)
     what = str(error).removeprefix(f"{file}: ")
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    return f"plugin {place[0]}, line {place[1]}: {kind}{what}"
+    lost = own == file and isinstance(error, ModuleNotFoundError) and file.with_name(f"{error.name}.py").is_file()
+    fix = "; a file cannot import its neighbours: make a package, and name its module" if lost else ""
+    return f"plugin {place[0]}, line {place[1]}: {kind}{what}{fix}"
