@@ -127,12 +127,14 @@ def _file_of(module: str) -> str:
     return getattr(sys.modules.get(module), "__file__", None) or module
 
 
-def require_members(config: Registered, built: object, members: Iterable[str], place: str = "") -> None:
-    """Raise ValueError where what a config's `build` returned lacks one of these attributes. place: begins the text."""
+def require_members(
+    config: Registered, built: object, members: Iterable[str], place: str = "", method: str = "build"
+) -> None:
+    """Raise ValueError where what a config's method returned lacks one of these attributes. place: begins the text."""
     lacks = [name for name in members if not hasattr(built, name)]
     if lacks:
         what = "None" if built is None else f"{type(built).__name__}, which lacks {', '.join(lacks)}"
-        raise ValueError(f"{place}{config.type!r}: build returned {what}; give an object with {', '.join(members)}")
+        raise ValueError(f"{place}{config.type!r}: {method} returned {what}; give an object with {', '.join(members)}")
 
 
 def place_of(error: BaseException) -> str:
