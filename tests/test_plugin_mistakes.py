@@ -410,4 +410,7 @@ def test_a_plugin_that_forgot_to_register_is_named_where_its_name_is_looked_up(t
     path = tiny.write(tmp_path, plugins=[str(file)], reference__distribution={"type": "rings"})
     with pytest.raises(ValueError, match=rf"is called 'rings'.*{re.escape(str(file))} registers nothing: @register"):
         load(path)
+    for over in ({"sample__method": "rings"}, {"evaluate__metrics": ["rings"]}):
+        with pytest.raises(ValueError, match=r"no (sampler|metric) is called 'rings'.* registers nothing: @register"):
+            load(tiny.write(tmp_path, plugins=[str(file)], **over))
     forget(module_of(file))

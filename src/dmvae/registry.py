@@ -162,12 +162,16 @@ def _import_members(package: str) -> None:
 
 def find(family: type[F], name: str) -> type[F]:
     """The class registered as `name`; ValueError with the nearest names when there is none."""
-    known = names(family)
-    if name not in known:
-        own = "one of your own is found where `plugins` names its file or module"
-        told = "" if close(name, known) else f"; {_without_members() or own}"
-        raise NoMember(f"no {family.__name__} is called {name!r}{nearest(name, known)}{told}")
+    if name not in names(family):
+        raise NoMember(absent(family, name, family.__name__))
     return _members[family][name]
+
+
+def absent(family: type, name: str, kind: str) -> str:
+    """What to say of a name that no member of a family, a `kind`, has."""
+    known, own = names(family), "one of your own is found where `plugins` names its file or module"
+    told = "" if close(name, known) else f"; {_without_members() or own}"
+    return f"no {kind} is called {name!r}{nearest(name, known)}{told}"
 
 
 def _without_members() -> str:

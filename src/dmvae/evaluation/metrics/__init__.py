@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.scores import Figure, Scores
-from dmvae.registry import Registered, find, is_ours, names, nearest
+from dmvae.registry import Registered, absent, find, is_ours, names, nearest
 
 __all__ = ["Figure", "Latents", "Metric", "Scores", "Sets", "figures", "metrics_of", "unit_of"]
 T = TypeVar("T")
@@ -114,7 +114,7 @@ def metrics_of(chosen: Sequence[str]) -> list[Metric]:
     known = names(Metric)
     for name in chosen:
         if name not in known:
-            raise ValueError(f"no metric is called {name!r}{nearest(name, known)}")
+            raise ValueError(absent(Metric, name, "metric"))
     return [find(Metric, name)() for name in chosen]
 
 
