@@ -212,7 +212,8 @@ def figures() -> dict[str, Figure]:
 
 
 def unit_of(name: str) -> Figure | None:
-    """The figure that gives the unit of a full name: coverage for "coverage_X", agreement for "agreement-real_X"; None
-    for names that tables do not know."""
+    """The figure that gives the unit of a full name: coverage for "coverage_X" and, as a plugin's may be called, for
+    "gcoverage_X"; agreement for "agreement-real_X"; None for names that tables do not know."""
     known, stem = figures(), name.partition("_")[0]
-    return next((known[key] for key in (name, stem, stem.partition("-")[0]) if key in known), None)
+    like = (name, stem, stem.partition("-")[0], *map(stem.removeprefix, ("gr", "g", "r")))
+    return next((known[key] for key in like if key in known), None)
