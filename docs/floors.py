@@ -21,7 +21,7 @@ ROWS = [
     ("tokenizers", ["tokenizers", "transport"], "models that are trained; distances of sample sets"),
     ("parts", ["losses", "generators", "decoders", "encoders", "datasets"], "one file per member"),
     ("networks", ["models", "flow"], "networks; the maths of flows"),
-    ("ground", ["runtime", "config", "registry", "ranges"], "ranks, files, randomness; dataclasses; names"),
+    ("ground", ["runtime", "config", "registry", "spelling", "ranges"], "ranks, files, randomness; dataclasses; names"),
 ]
 """From the top: (title, floors from the highest, what they are). A floor imports only floors to its right and below."""
 WIDTH, ROW, LABEL, NOTE = 980, 46, 96, 330

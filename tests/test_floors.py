@@ -13,7 +13,7 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src"
 FLOORS = [
-    *("ranges", "registry", "config", "runtime", "flow", "models"),
+    *("ranges", "spelling", "registry", "config", "runtime", "flow", "models"),
     *("datasets", "encoders", "decoders", "generators", "losses", "transport", "tokenizers"),
     *("evaluation", "sections", "interop", "latents", "blank", "inputs", "training"),
     *(

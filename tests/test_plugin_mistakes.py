@@ -9,10 +9,14 @@ import torch
 import processes
 import tiny
 from dmvae import cli
+from dmvae.datasets.items import require_items
+from dmvae.flow.samplers import SamplerConfig
+from dmvae.pipeline import execute
 from dmvae.recipe import load
 from dmvae.references import ReferenceConfig
 from dmvae.registry import find, forget, load_plugins, module_of, place_of
 from dmvae.stages.reference import require_form, require_samples, require_velocity
+from dmvae.training.stage import Stage
 from plugin_source import recipe_with_plugins, renamed
 
 WRONG = {
@@ -69,6 +73,16 @@ SHAPES = {
     "return z.square().mean(), {": (
         "return z.square(), {",
         r"moment' gives a loss that is a tensor of shape \[8, 4, 3, 3\]; give a scalar",
+    ),
+    "nn.Conv2d(channels, 8, 3, padding=1), nn.AvgPool2d(4)": (
+        "nn.SiLU(inplace=True), nn.Conv2d(channels, 8, 3, padding=1), nn.AvgPool2d(4)",
+        r"encoder: '.*pool' changes its input in place",
+    ),
+    "self.inner(z).relu()": ("self.inner(z.mul_(2)).relu()", r"decoder: '.*blocks' changes its input in place"),
+    "return BlockDecoder(": ("BlockDecoder(", r"blocks': build returned None; give an object with forward"),
+    "class Moment(Matching):\n": (
+        "class Moment(Matching):\n    def new_student(self, *given):\n        pass\n\n",
+        r"matching.objective: '.*moment': new_student returned None; give an object with parameters",
     ),
 }
 
@@ -295,6 +309,10 @@ from dmvae.registry import register
             "line 5: TypeError: cannot inherit non-frozen dataclass from a frozen one",
         ),
         ("import sys\nsys.exit(3)\n", "line 2: SystemExit: 3"),
+        (
+            "import wrong  # a file that lies beside it, here itself\n",
+            "line 1: ModuleNotFoundError: No module named 'wrong'; a file cannot import its neighbours: make a package",
+        ),
     ],
 )
 def test_a_plugin_that_cannot_be_imported_is_told_with_its_line(tmp_path, monkeypatch, capsys, source, message):
@@ -334,10 +352,65 @@ def test_python_s_own_error_of_a_plugin_is_told_with_its_line(tmp_path, capsys):
     forget(module_of(file))
 
 
+BARE = """
+from dataclasses import dataclass
+from dmvae.losses.alignment import AlignmentConfig
+from dmvae.registry import register
+
+
+@register("bare")
+@dataclass(frozen=True, kw_only=True)
+class Bare(AlignmentConfig):
+    def projection(self, latent_shape, num_classes, width):
+        pass
+
+    def losses(self, projection, z, labels, features, rng):
+        pass
+"""
+
+
+def test_an_alignment_that_returns_no_projection_is_told(tmp_path):
+    file = tmp_path / "bare.py"
+    file.write_text(BARE)
+    path = tiny.write(tmp_path, plugins=[str(file)], tokenizer__alignment={"type": "bare"})
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.alignment: 'bare': projection returned None; give an object with"
+    ):
+        tiny.run(path, "matched")
+    forget(module_of(file))
+
+
+def test_facts_that_done_json_cannot_hold_are_told(tmp_path):
+    class Measured(Stage):
+        name = "measured"
+
+        def run(self):
+            return {"count": 3, "mean": torch.zeros(2)}
+
+    recipe = SimpleNamespace(section=lambda stage: SamplerConfig())
+    job = SimpleNamespace(folder=tmp_path, recipe=recipe, variant="a", reads={}, stage=Measured)
+    with pytest.raises(
+        ValueError, match=r"stage measured: run returned a 'mean' that done.json cannot hold \(.*Tensor"
+    ):
+        execute(job)
+
+
+def test_an_empty_split_is_told():
+    class Empty(list):
+        classes, labels = ("a",), torch.zeros(0, dtype=torch.int64)
+
+    data = SimpleNamespace(type="mine", channels=3, size=8)
+    with pytest.raises(ValueError, match="'mine': the test split has no images"):
+        require_items(data, Empty(), "test", ("a",))
+
+
 def test_a_plugin_that_forgot_to_register_is_named_where_its_name_is_looked_up(tmp_path):
     file = tmp_path / "rings.py"
     file.write_text("class Rings:\n    pass\n")
     path = tiny.write(tmp_path, plugins=[str(file)], reference__distribution={"type": "rings"})
     with pytest.raises(ValueError, match=rf"is called 'rings'.*{re.escape(str(file))} registers nothing: @register"):
         load(path)
+    for over in ({"sample__method": "rings"}, {"evaluate__metrics": ["rings"]}):
+        with pytest.raises(ValueError, match=r"no (sampler|metric) is called 'rings'.* registers nothing: @register"):
+            load(tiny.write(tmp_path, plugins=[str(file)], **over))
     forget(module_of(file))

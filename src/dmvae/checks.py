@@ -18,9 +18,10 @@ from dmvae.inputs import Blueprint, Inputs
 from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.models.base import Model
 from dmvae.recipe import Recipe
-from dmvae.registry import is_ours, nearest, place_of
+from dmvae.registry import is_ours, place_of
 from dmvae.runtime import distributed
 from dmvae.runtime.words import counted
+from dmvae.spelling import nearest
 from dmvae.tokenizers.adapted import adapt
 from dmvae.training.data import require_batch, require_split
 from dmvae.training.preparing import checkpoint_activations
@@ -226,11 +227,19 @@ def _try_autoencoder(recipe: Recipe) -> None:
         model = build_autoencoder(recipe)
         side = data.size // model.stride
         latents = torch.empty(2, model.config.latent_channels, side, side)
+        pixels = torch.empty(2, data.channels, data.size, data.size)
         try:
-            features = model.encoder(torch.empty(2, data.channels, data.size, data.size))
+            features = model.encoder(pixels)
             images = model.decoder(latents)
         except RuntimeError as error:  # torch's own, of shapes that do not fit together
             raise ValueError(f"it cannot be run on images of {data.size} pixels: {error}") from error
+    for part, given in (("encoder", pixels), ("decoder", latents)):
+        if given._version > 0:
+            kind = getattr(recipe.autoencoder, part).type
+            raise ValueError(
+                f"{part}: {kind!r} changes its input in place, and the losses read that after it; make new tensors in "
+                "its forward (x = 2 * x, not x *= 2), and no first layer with inplace=True"
+            )
     if not is_ours(type(model.decoder)):
         _require_last_layer(recipe.autoencoder.decoder.type, model.decoder)
     for part, found, wanted in (

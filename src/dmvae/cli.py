@@ -19,8 +19,9 @@ import warnings
 
 import dmvae
 from dmvae.commands.parser import USAGE, CheckFailed
-from dmvae.registry import nearest, place_of
+from dmvae.registry import place_of
 from dmvae.runtime.console import console, forget_lost, printable, require_printed
+from dmvae.spelling import nearest
 
 COMMANDS = {
     "run": ("run", "run", "run every unfinished stage of RECIPE, then write table and report"),

@@ -1,7 +1,6 @@
 """Strict conversion between plain mappings (YAML, the command line) and config dataclasses.
 
-One reader serves the recipe file, its variants and the command line: an unknown key or a value of
-the wrong type is a ValueError that names the place and the nearest right name.
+One reader serves recipe, variants and command line: mistakes are ValueErrors that name place and nearest right name.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dmvae.ranges import UNSAID, Range, range_of
-from dmvae.registry import Registered, family_of, find, names, nearest
+from dmvae.registry import Registered, family_of, find, names
+from dmvae.spelling import nearest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

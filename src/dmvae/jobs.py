@@ -22,11 +22,12 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import DatasetConfig, Split, open_dataset
 from dmvae.recipe import Recipe, load
-from dmvae.registry import Registered, is_ours, nearest
+from dmvae.registry import Registered, is_ours
 from dmvae.runtime.console import console
 from dmvae.runtime.done import read_done, read_source
 from dmvae.runtime.files import read_json, remove, write_text
 from dmvae.runtime.hashing import code_of, content_of, files_of
+from dmvae.spelling import nearest
 from dmvae.training.stage import AnyStage, Facts
 
 VARIANTS = "variants.json"

@@ -18,12 +18,12 @@ from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
 from dmvae.options import flat
 from dmvae.recipe import extended, read_values, resolve
-from dmvae.registry import nearest
 from dmvae.runtime import distributed
 from dmvae.runtime.files import read_json
 from dmvae.runtime.joined import joined
 from dmvae.runtime.shipped import recipe_file
 from dmvae.runtime.words import few
+from dmvae.spelling import nearest
 from dmvae.tokenizers.adapted import load_tokenizer
 
 SHAPE = ("size", "channels", "limit", "flip")

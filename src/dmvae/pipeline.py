@@ -6,6 +6,7 @@ Which stages those are, and in which folders, is in `dmvae.jobs`.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -261,6 +262,12 @@ def execute(job: Job) -> None:
     facts = train(stage) if isinstance(stage, TrainingStage) else stage.run()
     if not isinstance(facts, dict):
         raise ValueError(f"stage {job.stage.name}: run returned {type(facts).__name__}; give a dict, for done.json")
+    for name, value in facts.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            told = f"{name!r} that done.json cannot hold ({error}); give numbers, texts, lists or dicts"
+            raise ValueError(f"stage {job.stage.name}: run returned a {told}") from error
     wall = round(time.monotonic() - begun, 2)
     facts = {"stage": job.stage.name} | facts | {"seconds": max(wall, facts.get("seconds", 0.0))}
     if distributed.is_main():

@@ -20,11 +20,12 @@ import yaml
 from dmvae import config as configs
 from dmvae.config import FieldError, FieldMissing, NoSuchField, Values
 from dmvae.options import flat, lacks, lay, of_option
-from dmvae.registry import cause_of, importable, load_plugins, nearest
+from dmvae.registry import cause_of, importable, load_plugins
 from dmvae.runtime.shipped import recipe_file
 from dmvae.runtime.words import few
 from dmvae.runtime.yaml_text import read_yaml
 from dmvae.sections import Sections
+from dmvae.spelling import nearest
 from dmvae.stages import stages
 from dmvae.training.stage import AnyStage
 

@@ -27,6 +27,8 @@ from types import ModuleType
 from typing import ClassVar, TypeVar
 from urllib.parse import quote, unquote
 
+from dmvae.spelling import close, nearest
+
 T = TypeVar("T", bound="type[Registered]")
 F = TypeVar("F")
 E = TypeVar("E", bound=BaseException)
@@ -127,12 +129,14 @@ def _file_of(module: str) -> str:
     return getattr(sys.modules.get(module), "__file__", None) or module
 
 
-def require_members(config: Registered, built: object, members: Iterable[str], place: str = "") -> None:
-    """Raise ValueError where what a config's `build` returned lacks one of these attributes. place: begins the text."""
+def require_members(
+    config: Registered, built: object, members: Iterable[str], place: str = "", method: str = "build"
+) -> None:
+    """Raise ValueError where what a config's method returned lacks one of these attributes. place: begins the text."""
     lacks = [name for name in members if not hasattr(built, name)]
     if lacks:
         what = "None" if built is None else f"{type(built).__name__}, which lacks {', '.join(lacks)}"
-        raise ValueError(f"{place}{config.type!r}: build returned {what}; give an object with {', '.join(members)}")
+        raise ValueError(f"{place}{config.type!r}: {method} returned {what}; give an object with {', '.join(members)}")
 
 
 def place_of(error: BaseException) -> str:
@@ -160,12 +164,16 @@ def _import_members(package: str) -> None:
 
 def find(family: type[F], name: str) -> type[F]:
     """The class registered as `name`; ValueError with the nearest names when there is none."""
-    known = names(family)
-    if name not in known:
-        own = "one of your own is found where `plugins` names its file or module"
-        told = "" if close(name, known) else f"; {_without_members() or own}"
-        raise NoMember(f"no {family.__name__} is called {name!r}{nearest(name, known)}{told}")
+    if name not in names(family):
+        raise NoMember(absent(family, name, family.__name__))
     return _members[family][name]
+
+
+def absent(family: type, name: str, kind: str) -> str:
+    """What to say of a name that no member of a family, a `kind`, has."""
+    known, own = names(family), "one of your own is found where `plugins` names its file or module"
+    told = "" if close(name, known) else f"; {_without_members() or own}"
+    return f"no {kind} is called {name!r}{nearest(name, known)}{told}"
 
 
 def _without_members() -> str:
@@ -174,18 +182,6 @@ def _without_members() -> str:
     asked = [module for module in _contents if module in _plugins]
     found = [_file_of(plugin) for plugin in asked if not any(_inside(module, plugin) for module in used)]
     return f"{', '.join(found)} registers nothing: @register(NAME) belongs above a class" if found else ""
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' or the full list, to close an error about an unknown word."""
-    known = list(known)
-    found = close(word, known)
-    return f"; did you mean {found[0]!r}?" if found else f"; known: {', '.join(known) or 'none'}"
-
-
-def close(word: str, known: Iterable[str]) -> list[str]:
-    """The most similar known word, if any is."""
-    return difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
 
 
 def is_ours(cls: type) -> bool:
@@ -347,4 +343,6 @@ def _complaint(file: Path, error: BaseException) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(own)]
     place = (frames[-1].filename, frames[-1].lineno) if frames else (file, 1)
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    return f"plugin {place[0]}, line {place[1]}: {kind}{str(error).removeprefix(f'{file}: ')}"
+    lost = own == file and isinstance(error, ModuleNotFoundError) and file.with_name(f"{error.name}.py").is_file()
+    fix = "; a file cannot import its neighbours: make a package, and name its module" if lost else ""
+    return f"plugin {place[0]}, line {place[1]}: {kind}{str(error).removeprefix(f'{file}: ')}{fix}"

@@ -18,7 +18,17 @@ from dmvae.evaluation.classification import knn_accuracy
 from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.frechet import Statistics, frechet_distance
 from dmvae.evaluation.manifolds import agreement_values, manifold_values, memorisation_values
-from dmvae.evaluation.metrics import Figure, Latents, Metric, Scores, Sets, measured_sets, metrics_of, of_sets
+from dmvae.evaluation.metrics import (
+    Figure,
+    Latents,
+    Metric,
+    Scores,
+    Sets,
+    measured_latents,
+    measured_sets,
+    metrics_of,
+    of_sets,
+)
 from dmvae.evaluation.metrics.per_class import per_class
 from dmvae.evaluation.pairs import psnr, ssim
 
@@ -53,7 +63,7 @@ def test_a_figure_of_sets_that_no_table_would_show_is_told():
         def sets(self, sets):
             return Scores({f"{sets.prefix}{self.own}_{sets.features}": 1.0})
 
-    metric, sets = Mine(), SimpleNamespace(prefix="g", features="x@64")
+    metric, sets = Mine(), SimpleNamespace(prefix="g", features="x@64", real=None, fake=None, train=None)
     metric.own = "broad"
     with pytest.warns(UserWarning, match="'mine': sets gives gbroad_x@64, and short names gwide_x@64: no table"):
         measured_sets(metric, sets)
@@ -61,6 +71,27 @@ def test_a_figure_of_sets_that_no_table_would_show_is_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         measured_sets(metric, sets)
+
+
+def test_a_metric_that_changes_what_others_read_is_told():
+    class Centred(Metric):
+        type, figures = "centred", (Figure("norm", "norm", "", 0, "{:.1f}", "norm"),)
+
+        def sets(self, sets):
+            sets.fake.pool.sub_(sets.fake.pool.mean(dim=0))
+            return Scores()
+
+        def latents(self, latents):
+            x = latents.test.flatten(1)
+            x -= x.mean(dim=0)
+            return {"norm": float(x.norm())}
+
+    rows, labels, manifest = torch.rand(6, 4), torch.zeros(6, dtype=torch.int64), {"features": {"name": "x"}}
+    with pytest.raises(ValueError, match="'centred': sets changes what it is given in place"):
+        measured_sets(Centred(), Sets(*(FeatureSet(manifest, {"pool": rows.clone()}) for _ in range(2))))
+    z = rows.view(6, 1, 2, 2)
+    with pytest.raises(ValueError, match="'centred': latents changes what it is given in place"):
+        measured_latents(Centred(), Latents(z.clone(), labels, z, labels, neighbours=2))
 
 
 def test_to_uint8_clamps_and_rounds():

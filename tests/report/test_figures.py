@@ -94,6 +94,8 @@ def test_every_figure_is_found_by_its_full_name():
     for key, figure in figures().items():
         assert unit_of(key) == figure
         assert "_" in key or unit_of(f"{key}_effnet-lite0@64") == figure
+    for prefix in ("g", "r", "gr"):  # of `Sets`, which a plugin's metric has in its names
+        assert in_unit(f"{prefix}coverage_x@64", 0.66) == "66 %"
 
 
 def test_a_wide_table_is_set_closely(run, monkeypatch):

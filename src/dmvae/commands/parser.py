@@ -11,9 +11,9 @@ import yaml
 
 from dmvae.config import Values
 from dmvae.ranges import Resampling
-from dmvae.registry import close
 from dmvae.runtime.console import console, require_printed
 from dmvae.runtime.yaml_text import read_yaml
+from dmvae.spelling import close
 
 USAGE = """usage: dmvae run RECIPE [--variant NAME ...] [--run_dir DIR] [--dry-run]
                         [--help] [--section.field value ...]

@@ -24,7 +24,7 @@ from dmvae.jobs import Job, by_variant, jobs_of, recipes_of
 from dmvae.jobs import plan as planned
 from dmvae.options import flat, told
 from dmvae.recipe import Recipe, Recipes, load, method_of, recipe_class
-from dmvae.registry import cause_of, nearest
+from dmvae.registry import cause_of
 from dmvae.report import write_report
 from dmvae.report.merging import merge, sources
 from dmvae.report.pipelines import write_pipelines
@@ -34,6 +34,7 @@ from dmvae.runtime.console import console, forget_lost
 from dmvae.runtime.files import locked
 from dmvae.runtime.joined import joined
 from dmvae.runtime.words import counted, few
+from dmvae.spelling import nearest
 from dmvae.stages import stages
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dmvae.config import Values
 from dmvae.datasets.image_file import BrokenImage, require_disk
-from dmvae.registry import nearest
+from dmvae.spelling import nearest
 
 if TYPE_CHECKING:
     import pyarrow

@@ -17,6 +17,8 @@ def require_items(data: DatasetConfig, dataset: Dataset, split: Split, named: tu
     once."""
     n, classes = len(dataset), len(dataset.classes)
     wanted = (data.channels, data.size, data.size)
+    if n == 0:
+        raise ValueError(f"{data.type!r}: the {split} split has no images; give at least one")
     labels: object = dataset.labels
     if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or tuple(labels.shape) != (n,):
         raise ValueError(f"{data.type!r}: .labels of the {split} split is {described(labels)}; give int64 [{n}]")

@@ -20,10 +20,11 @@ from dmvae.datasets.image_file import PIXELS
 from dmvae.datasets.image_scan import HELD_OUT, settled
 from dmvae.datasets.skipped import note
 from dmvae.datasets.tar_index import Samples, read_index
-from dmvae.registry import nearest, register
+from dmvae.registry import register
 from dmvae.runtime.files import read_json, write_json
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.words import counted, few
+from dmvae.spelling import nearest
 
 INDEX = 3  # goes up when the index is made otherwise
 

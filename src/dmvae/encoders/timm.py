@@ -21,11 +21,12 @@ from dmvae.config import Values
 from dmvae.datasets.pixels import resized
 from dmvae.encoders import Encoder, EncoderConfig
 from dmvae.ranges import Pixels
-from dmvae.registry import nearest, register
+from dmvae.registry import register
 from dmvae.runtime.footprint import built
 from dmvae.runtime.hub import hub
 from dmvae.runtime.weights import pick, read_tensors
 from dmvae.runtime.words import counted
+from dmvae.spelling import nearest
 
 
 @register("timm")

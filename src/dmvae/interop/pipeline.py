@@ -29,9 +29,9 @@ from dmvae.models.base import Model, Tokenizer
 from dmvae.models.dit import LightningDiT
 from dmvae.models.sit import SiT
 from dmvae.ranges import Guidance, SamplerSteps
-from dmvae.registry import nearest
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.words import few
+from dmvae.spelling import nearest
 from dmvae.tokenizers.adapted import HUB_ID, AdaptedTokenizer
 from dmvae.tokenizers.autoencoder import Autoencoder
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dmvae.models.base import Model
 from dmvae.models.layers import group_norm
-from dmvae.registry import nearest
 from dmvae.runtime.distributed import BatchNorm2d
+from dmvae.spelling import nearest
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -29,7 +29,7 @@ from dmvae.models.transformer import (
     sincos_positions,
 )
 from dmvae.models.velocity import VelocityModel
-from dmvae.registry import nearest
+from dmvae.spelling import nearest
 
 SIZES = {"Mini": (256, 6, 4), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 """Width, depth and heads of the published networks."""

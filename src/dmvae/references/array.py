@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from dmvae.references import Surroundings
 from dmvae.references.data import DataConfig
 from dmvae.references.files import parquet_files, read_column
-from dmvae.registry import nearest, register
+from dmvae.registry import register
 from dmvae.runtime.hashing import content_hash
+from dmvae.spelling import nearest
 
 SUFFIXES = (".npy", ".safetensors", ".parquet")
 CHECKED = 4096

@@ -20,11 +20,11 @@ from dmvae.latents.store import STATISTICS, LatentSet
 from dmvae.ranges import Count, Range, Width
 from dmvae.references import ReferenceConfig, Surroundings
 from dmvae.references.reduction import Reducer, Reduction, fit_linear, learn_bottleneck, load, require_channels
-from dmvae.registry import nearest
 from dmvae.runtime import distributed
 from dmvae.runtime.files import read_head, write_tensors
 from dmvae.runtime.random import Random, seed_of
 from dmvae.runtime.transfer import send
+from dmvae.spelling import nearest
 
 INITIAL_IMAGES = 2048  # whose latents before matching give mean and std
 FIT_VECTORS = 1 << 16  # to fit a reduction on, about

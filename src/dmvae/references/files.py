@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dmvae.registry import nearest
+from dmvae.spelling import nearest
 
 
 def parquet_files(path: Path) -> list[Path]:

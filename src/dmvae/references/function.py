@@ -12,9 +12,10 @@ from torch import Tensor
 
 from dmvae.references import Surroundings
 from dmvae.references.synthetic import SyntheticConfig
-from dmvae.registry import load_module, nearest, register
+from dmvae.registry import load_module, register
 from dmvae.runtime.hashing import content_hash
 from dmvae.runtime.random import Random, seed_of
+from dmvae.spelling import nearest
 
 
 @register("function")

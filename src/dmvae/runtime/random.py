@@ -24,7 +24,9 @@ class Random(torch.Generator):
     """The randomness of one step: what is called `rng` in this package.
 
     Its methods `normal`, `uniform` and `integers` draw for the whole batch of all ranks and return this rank's part, so
-    that the number of ranks does not change the numbers. Used as a torch.Generator it differs between ranks.
+    that the number of ranks does not change the numbers. Used as a torch.Generator it differs between ranks. What all
+    ranks shall have alike, such as directions onto which a loss projects, comes from the generator `shared`:
+    `torch.randn(d, k, generator=rng.shared, device=rng.device)`.
 
     part: (i, k) for part i of k, where a rank takes its share of the batch in k parts one after another. The parts
     draw what k times as many ranks would.

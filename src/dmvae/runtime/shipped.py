@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dmvae.registry import nearest
+from dmvae.spelling import nearest
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 

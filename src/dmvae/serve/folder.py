@@ -22,10 +22,10 @@ from dmvae.jobs import Job
 from dmvae.latents.store import labels_of
 from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
-from dmvae.registry import nearest
 from dmvae.report.run import Run
 from dmvae.runtime.precision import Precision, autocast
 from dmvae.runtime.words import counted
+from dmvae.spelling import nearest
 from dmvae.tokenizers.adapted import load_tokenizer
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from dmvae.evaluation.pairs import psnr
 from dmvae.flow.samplers import Sampler, Sampling
 from dmvae.jobs import Job
 from dmvae.models.velocity import VelocityModel
-from dmvae.registry import names, nearest
+from dmvae.registry import names
 from dmvae.report import latent_map, table, training
 from dmvae.report.html import duration
 from dmvae.report.pictures import data_uri
@@ -31,6 +31,7 @@ from dmvae.runtime.done import require_intact
 from dmvae.runtime.precision import autocast
 from dmvae.runtime.words import few
 from dmvae.serve.folder import Folder
+from dmvae.spelling import nearest
 from dmvae.stages.sample import SampleConfig, image_seed, normal_of
 from dmvae.training.logging import read_figures
 from dmvae.training.pictures import PICTURES

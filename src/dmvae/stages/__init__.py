@@ -10,8 +10,9 @@ from dataclasses import fields
 from typing import get_args
 
 from dmvae.datasets import Split
-from dmvae.registry import find, names, nearest
+from dmvae.registry import find, names
 from dmvae.sections import Sections
+from dmvae.spelling import nearest
 from dmvae.stages.decoder import DecoderTrainingStage
 from dmvae.stages.encoder import EncoderStage
 from dmvae.stages.evaluate import EvaluateStage

@@ -28,6 +28,7 @@ from dmvae.matching.dmd import DMD
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import BatchSize, Count, Decay, Range, Rate, Wait, Weight
 from dmvae.references import Reference, Unlabelled
+from dmvae.registry import require_members
 from dmvae.runtime import distributed
 from dmvae.runtime.precision import full_precision
 from dmvae.runtime.random import Random
@@ -245,6 +246,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         networks.student = config.objective.new_student(
             inputs.latent_shape, inputs.num_classes, networks.teacher, config.model
         )
+        if config.objective.has_student:
+            require_members(config.objective, networks.student, ("parameters",), "matching.objective: ", "new_student")
         # Autocast keeps cast copies of weights that are not frozen. Compiled parts cast for themselves; they share the
         # student's graphs only where the teacher is not frozen either.
         if teacher is not None and (config.objective.differentiates or not inputs.sections.run.compile):

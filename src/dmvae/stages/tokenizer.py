@@ -18,6 +18,7 @@ from dmvae.losses.alignment.repa_e import RepaE
 from dmvae.losses.pull import Pull
 from dmvae.models.base import Distribution, PointDistribution, Tokenizer
 from dmvae.ranges import Decay, Range, Weight
+from dmvae.registry import require_members
 from dmvae.runtime import distributed
 from dmvae.runtime.random import Random
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
@@ -85,6 +86,7 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
             require_stride(encoder, model.stride, alignment.patch, "tokenizer.alignment.target")
             networks.target = encoder
             networks.projection = alignment.projection(inputs.latent_shape, inputs.num_classes, encoder.channels)
+            require_members(alignment, networks.projection, ("parameters",), "tokenizer.alignment: ", "projection")
             if trained := [p for p in networks.projection.parameters() if p.requires_grad]:
                 networks.trains["projection"] = trained
             if isinstance(alignment, RepaE) and alignment.ema is not None:

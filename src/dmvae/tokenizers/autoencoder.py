@@ -94,6 +94,7 @@ class Autoencoder(Tokenizer):
         self.decoder = decoder_config.build(
             latent_channels=latent_channels, channels=in_channels, stride=self.encoder.stride
         )
+        require_members(decoder_config, self.decoder, ("forward",))
         self.editor: Editor | None = None
         if editor is not None:
             grid = image_size // self.encoder.stride

@@ -12,8 +12,9 @@ from torch import nn
 from dmvae.config import Values
 from dmvae.models.artifact import load_strictly
 from dmvae.models.base import Model
-from dmvae.registry import close, nearest, register
+from dmvae.registry import register
 from dmvae.runtime.hub import hub
+from dmvae.spelling import close, nearest
 from dmvae.tokenizers.files import FileSource
 
 # Those for images. Classes for videos and sound fail when their latents are measured.

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 from torch import Tensor
 
-from dmvae.registry import nearest
+from dmvae.spelling import nearest
 from dmvae.training.stage import Update
 
 

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmvae.config import Values
-from dmvae.registry import Registered, close, is_ours, names, nearest
+from dmvae.registry import Registered, is_ours, names
 from dmvae.runtime.hashing import code_of, content_of
 from dmvae.runtime.precision import exact, full_precision
+from dmvae.spelling import close, nearest
 
 # Convolution kernels are chosen by batch size and round differently. So networks always see this many images at once,
 # and an image's features do not depend on the caller's batches.

@@ -4,7 +4,8 @@ figures."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar, TypeVar
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from dmvae.evaluation.feature_set import FeatureSet
 from dmvae.evaluation.scores import Figure, Scores
-from dmvae.registry import Registered, find, is_ours, names, nearest
+from dmvae.registry import Registered, absent, find, is_ours, names
+from dmvae.spelling import nearest
 
 __all__ = ["Figure", "Latents", "Metric", "Scores", "Sets", "figures", "metrics_of", "unit_of"]
 T = TypeVar("T")
@@ -113,7 +115,7 @@ def metrics_of(chosen: Sequence[str]) -> list[Metric]:
     known = names(Metric)
     for name in chosen:
         if name not in known:
-            raise ValueError(f"no metric is called {name!r}{nearest(name, known)}")
+            raise ValueError(absent(Metric, name, "metric"))
     return [find(Metric, name)() for name in chosen]
 
 
@@ -131,13 +133,17 @@ def measured_pairs(metric: Metric, a: Tensor, b: Tensor) -> dict[str, Tensor]:
 
 def measured_latents(metric: Metric, latents: Latents) -> dict[str, float]:
     """`metric.latents(latents)`. Raises ValueError for anything but {name: number}."""
-    return _shown(metric, _numbers(metric, "latents returned", metric.latents(latents), "{name: number}"))
+    with _unchanged(metric, "latents", [latents.train, latents.test]):
+        found: object = metric.latents(latents)
+    return _shown(metric, _numbers(metric, "latents returned", found, "{name: number}"))
 
 
 def measured_sets(metric: Metric, sets: Sets) -> Scores:
     """`metric.sets(sets)`, with a warning where no table will show what a plugin's gives. Raises ValueError for
     anything but Scores of numbers."""
-    found: object = metric.sets(sets)
+    given = [rows for features in (sets.real, sets.fake, sets.train) if features for rows in features.rows.values()]
+    with _unchanged(metric, "sets", given):
+        found: object = metric.sets(sets)
     if not isinstance(found, Scores):
         told = type(found).__name__
         raise ValueError(f"metric {metric.type!r}: sets returned {told}; give Scores({{name: number}})")
@@ -150,6 +156,20 @@ def measured_sets(metric: Metric, sets: Sets) -> Scores:
             stacklevel=2,
         )
     return found
+
+
+@contextmanager
+def _unchanged(metric: Metric, method: str, given: Sequence[Tensor]) -> Iterator[None]:
+    """Raises ValueError where the block changes one of these tensors in place: what is measured after it reads them
+    too. torch itself refuses to change those that were made in inference mode."""
+    given = [x for x in given if not x.is_inference()]
+    before = [x._version for x in given]
+    yield
+    if [x._version for x in given] != before:
+        raise ValueError(
+            f"metric {metric.type!r}: {method} changes what it is given in place, and other metrics read that after "
+            "it; make new tensors (x = x - 1, not x -= 1)"
+        )
 
 
 def _numbers(metric: Metric, what: str, found: object, wanted: str) -> dict[str, float]:
@@ -193,7 +213,8 @@ def figures() -> dict[str, Figure]:
 
 
 def unit_of(name: str) -> Figure | None:
-    """The figure that gives the unit of a full name: coverage for "coverage_X", agreement for "agreement-real_X"; None
-    for names that tables do not know."""
+    """The figure that gives the unit of a full name: coverage for "coverage_X" and, as a plugin's may be called, for
+    "gcoverage_X"; agreement for "agreement-real_X"; None for names that tables do not know."""
     known, stem = figures(), name.partition("_")[0]
-    return next((known[key] for key in (name, stem, stem.partition("-")[0]) if key in known), None)
+    like = (name, stem, stem.partition("-")[0], *map(stem.removeprefix, ("gr", "g", "r")))
+    return next((known[key] for key in like if key in known), None)

@@ -13,7 +13,7 @@ from dmvae.config import Values, added
 from dmvae.flow.guidance import Velocity, require_interval
 from dmvae.flow.path import shift_time
 from dmvae.ranges import Decay, SamplerSteps, Scale, Share, TimeShift, Width
-from dmvae.registry import Registered, find, names, nearest
+from dmvae.registry import Registered, absent, find, names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         if self.method not in names(Sampler):
-            raise ValueError(f"method: no sampler is called {self.method!r}{nearest(self.method, names(Sampler))}")
+            raise ValueError(f"method: {absent(Sampler, self.method, 'sampler')}")
         require_interval(self.guidance_interval)
 
     def settings(self, guidance: float = 1.0, guide: Velocity | None = None) -> Sampling:
