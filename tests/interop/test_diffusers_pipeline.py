@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 DTYPE = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 40) else "torch_dtype"
 """What diffusers calls the precision that it is to load weights in."""
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module", params=["float32"])
@@ -259,6 +261,18 @@ def test_the_parts_load_on_their_own(run):
 def test_a_mistake_is_an_error_that_says_what_would_be_right(pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
         pipeline(**arguments)
+
+
+def test_compiled_networks_draw_the_same_images_and_are_saved_as_they_were(run, pipeline, tmp_path):
+    pipeline.guide = LightningDiT.from_config(pipeline.transformer.config)
+    call = partial(pipeline, [0, None], num_inference_steps=2, guidance_scale=2.0, output_type="np")
+    before = call(generator=seeded(1, 2)).images
+    pipeline.transformer, pipeline.guide = (
+        torch.compile(network, backend="eager") for network in (pipeline.transformer, pipeline.guide)
+    )
+    assert np.array_equal(call(generator=seeded(1, 2)).images, before)
+    pipeline.save_pretrained(tmp_path)
+    assert load_file(tmp_path / WEIGHTS).keys() == load_file(run[2] / WEIGHTS).keys()
 
 
 def test_another_scheduler_that_takes_sigmas_solves_the_same_equation(pipeline, monkeypatch):

@@ -236,8 +236,8 @@ class DMVAEPipeline(DiffusionPipeline):
             raise ValueError(f"callback_on_step_end: only with method 'euler', not {settings.method!r}; leave it out")
 
     def _guided(self, settings: Sampling) -> Velocity:
-        own, guide = (partial(self._velocity, part) if part else None for part in (self.transformer, self.guide))
-        assert own is not None
+        own = partial(self._velocity, self.transformer)
+        guide = partial(self._velocity, self.guide) if self.guide is not None else None
         config, channels = self.transformer.config, settings.guidance_channels
         require_channels(channels, config.in_channels)
         return guided(own, settings.guidance, config.num_classes, settings.guidance_interval, guide, channels)
