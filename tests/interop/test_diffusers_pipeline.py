@@ -10,7 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -294,6 +294,11 @@ def test_a_scheduler_that_is_missing_or_does_not_fit_is_named_with_the_fix(run, 
     pipeline.scheduler = DDIMScheduler()
     with pytest.raises(ValueError, match=r"DDIMScheduler takes no sigmas; set .*FlowMatchEulerDiscreteScheduler"):
         pipeline(0)
+    # both take sigmas: the first would leave out the last step, the second take the velocity for noise
+    for scheduler in (EulerDiscreteScheduler(), UniPCMultistepScheduler(use_flow_sigmas=True)):
+        pipeline.scheduler = scheduler
+        with pytest.raises(ValueError, match=r"prediction_type 'epsilon' where 'flow_prediction' .*; set pipeline"):
+            pipeline(0)
     without = build_pipeline(pipeline.transformer, pipeline.vae, dict(enumerate("abc")), "")
     without.scheduler = None
     without.save_pretrained(tmp_path / "without")
