@@ -9,7 +9,7 @@ import pytest
 
 from dmvae import config as configs
 from dmvae.registry import Registered, register
-from dmvae.report.card import _claim
+from dmvae.report.card import _claim, _origin
 
 
 class Shape(Registered):
@@ -185,6 +185,18 @@ def test_a_field_of_a_type_that_is_not_there_is_told():
 def test_a_card_claims_no_samples_that_were_not_drawn():
     recipe = SimpleNamespace(section=lambda name: None)
     assert _claim(SimpleNamespace(recipe=recipe)).startswith("The recipe below draws no samples")
+
+
+@pytest.mark.parametrize(
+    ("stages", "pretrained", "told"),
+    [
+        (["tokenizer", "latents"], False, "`dmvae` trained"),
+        (["latents"], True, "was there already (`pretrained` below)"),
+        (["matching", "latents"], True, "was there already (`pretrained` below) and that `dmvae` trained further"),
+    ],
+)
+def test_a_card_claims_no_tokenizer_of_somebody_else_s(stages, pretrained, told):
+    assert _origin(stages, pretrained) == told
 
 
 def test_a_path_is_read_from_text_and_written_as_text():

@@ -3,13 +3,14 @@
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 DTYPE = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 40) else "torch_dtype"
 """What diffusers calls the precision that it is to load weights in."""
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module", params=["float32"])
@@ -261,6 +263,18 @@ def test_a_mistake_is_an_error_that_says_what_would_be_right(pipeline, arguments
         pipeline(**arguments)
 
 
+def test_compiled_networks_draw_the_same_images_and_are_saved_as_they_were(run, pipeline, tmp_path):
+    pipeline.guide = LightningDiT.from_config(pipeline.transformer.config)
+    call = partial(pipeline, [0, None], num_inference_steps=2, guidance_scale=2.0, output_type="np")
+    before = call(generator=seeded(1, 2)).images
+    pipeline.transformer, pipeline.guide = (
+        torch.compile(network, backend="eager") for network in (pipeline.transformer, pipeline.guide)
+    )
+    assert np.array_equal(call(generator=seeded(1, 2)).images, before)
+    pipeline.save_pretrained(tmp_path)
+    assert load_file(tmp_path / WEIGHTS).keys() == load_file(run[2] / WEIGHTS).keys()
+
+
 def test_another_scheduler_that_takes_sigmas_solves_the_same_equation(pipeline, monkeypatch):
     """dz / dt = -z ends in noise / e. UniPC computes with its sigmas; of order 2, it is nearer than Euler."""
     noise = torch.randn(1, *pipeline(class_labels=[1], num_inference_steps=1, output_type="latent").images.shape[1:])
@@ -280,6 +294,11 @@ def test_a_scheduler_that_is_missing_or_does_not_fit_is_named_with_the_fix(run, 
     pipeline.scheduler = DDIMScheduler()
     with pytest.raises(ValueError, match=r"DDIMScheduler takes no sigmas; set .*FlowMatchEulerDiscreteScheduler"):
         pipeline(0)
+    # both take sigmas: the first would leave out the last step, the second take the velocity for noise
+    for scheduler in (EulerDiscreteScheduler(), UniPCMultistepScheduler(use_flow_sigmas=True)):
+        pipeline.scheduler = scheduler
+        with pytest.raises(ValueError, match=r"prediction_type 'epsilon' where 'flow_prediction' .*; set pipeline"):
+            pipeline(0)
     without = build_pipeline(pipeline.transformer, pipeline.vae, dict(enumerate("abc")), "")
     without.scheduler = None
     without.save_pretrained(tmp_path / "without")

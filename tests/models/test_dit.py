@@ -61,6 +61,12 @@ def test_times_that_are_not_one_a_latent_are_told(t):
         small()(z, t, labels)
 
 
+def test_latents_of_another_size_are_told_beside_those_that_it_was_built_for():
+    z, t, labels = inputs()
+    with pytest.raises(ValueError, match=r"z_t: latents \[8, 2, 2\]; this network was built for \[8, 4, 4\]"):
+        small()(z[..., :2, :2], t, labels)
+
+
 def test_a_new_model_predicts_zero_and_learns():
     model = LightningDiT(in_channels=8, input_size=4, width=48, depth=2, heads=3, num_classes=10)
     out = model(*inputs())

@@ -45,8 +45,8 @@ def export_latents(stage: Path, out: Path, *, unmirrored: bool = False) -> Value
             "with latents.mirrored: false"
             if mirrored
             else f"{stage}: it holds no mirror images, and LightningDiT's trainer takes them half the time; run the "
-            "stage again with latents.mirrored: true, or, if images must not be mirrored, give --unmirrored: plain "
-            "latents stand in their place"
+            "stage again with latents.mirrored: true (data of the type latents: with files that hold latents_flip), "
+            "or, if images must not be mirrored, give --unmirrored: plain latents stand in their place"
         )
     plain = LatentSet(require_intact(stage) / "latents")
     flipped = LatentSet(stage / MIRRORED) if mirrored else plain

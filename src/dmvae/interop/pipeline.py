@@ -236,8 +236,8 @@ class DMVAEPipeline(DiffusionPipeline):
             raise ValueError(f"callback_on_step_end: only with method 'euler', not {settings.method!r}; leave it out")
 
     def _guided(self, settings: Sampling) -> Velocity:
-        own, guide = (partial(self._velocity, part) if part else None for part in (self.transformer, self.guide))
-        assert own is not None
+        own = partial(self._velocity, self.transformer)
+        guide = partial(self._velocity, self.guide) if self.guide is not None else None
         config, channels = self.transformer.config, settings.guidance_channels
         require_channels(channels, config.in_channels)
         return guided(own, settings.guidance, config.num_classes, settings.guidance_interval, guide, channels)
@@ -246,15 +246,22 @@ class DMVAEPipeline(DiffusionPipeline):
         return network(z_t.to(network.dtype), t, labels).float()
 
     def _set_times(self, settings: Sampling, device: torch.device) -> None:
-        set_timesteps = getattr(self.scheduler, "set_timesteps", None)
+        set_timesteps, name = getattr(self.scheduler, "set_timesteps", None), type(self.scheduler).__name__
+        # those of flow matching alone have no prediction_type; the others would take the velocity for noise
+        predicts = getattr(getattr(self.scheduler, "config", None), "prediction_type", "flow_prediction")
+        what = None
         if set_timesteps is None or "sigmas" not in inspect.signature(set_timesteps).parameters:
-            what = f"{type(self.scheduler).__name__} takes no sigmas" if self.scheduler else "it has none"
+            what = f"{name} takes no sigmas" if self.scheduler else "it has none"
+        elif predicts != "flow_prediction":
+            what = f"this {name} has prediction_type {predicts!r} where 'flow_prediction' is needed"
+        if what:
             raise ValueError(
                 f"this pipeline needs a flow-matching scheduler, and {what}; "
                 "set pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()"
             )
         times = time_grid(settings.steps, settings.time_shift)
-        set_timesteps(sigmas=(1 - times[:-1]).numpy(), device=device)  # some schedulers compute with numpy arrays
+        # some schedulers compute with numpy arrays
+        self.scheduler.set_timesteps(sigmas=(1 - times[:-1]).numpy(), device=device)
 
     def _decode(self, z: Tensor, output_type: str) -> Any:
         x = self.vae.decode(self.vae.denormalize(z).to(self.vae.dtype)).sample.float()

@@ -109,11 +109,15 @@ class DiffusionTransformer(VelocityModel):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """z_t [b, C, H, W], t [b] in [0, 1] (0 noise, 1 data), labels int64 [b] in 0 .. num_classes -> velocity
         [b, C, H, W], float32; with `depth`, also the tokens [b, n, d] after that many blocks. Raises ValueError for t
-        of another shape."""
+        of another shape, and for latents of another size."""
         if not isinstance(t, Tensor) or t.shape != z_t.shape[:1]:
             told = list(t.shape) if isinstance(t, Tensor) else repr(t)
             raise ValueError(f"t: give times [{len(z_t)}], one for each latent; got {told}")
-        x_bnd = self.x_embedder(z_t) + self.pos_embed
+        x_bnd = self.x_embedder(z_t)
+        if x_bnd.shape[1] != self.pos_embed.shape[1]:
+            built = [self.config.in_channels, self.config.input_size, self.config.input_size]
+            raise ValueError(f"z_t: latents {list(z_t.shape[1:])}; this network was built for {built}: build another")
+        x_bnd = x_bnd + self.pos_embed
         # Every modulation starts with SiLU of the same condition, so it is applied once, here.
         c_b1d = F.silu(self.t_embedder(t) + self.y_embedder(labels))[:, None]
         blocks, first = [*self.blocks], depth or 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import yaml
@@ -44,7 +45,7 @@ def card(job: Job, stages: dict[str, Job], recipe: str, pictures: dict[str, str]
 
 # {job.recipe.name}: {job.variant}
 
-A class-conditional latent flow model on a tokenizer that `dmvae` trained.
+A class-conditional latent flow model on a tokenizer that {_origin(stages, job.recipe.pretrained is not None)}.
 {shows}
 ```sh
 pip install dmvae
@@ -116,6 +117,14 @@ def _arguments(job: Job) -> str:
 def _known(method: str) -> bool:
     """Whether a pipeline knows the sampler without a plugin."""
     return is_ours(find(Sampler, method))
+
+
+def _origin(stages: Iterable[str], pretrained: bool) -> str:
+    """Who made the tokenizer, in words. stages: the names of the variant's."""
+    if not pretrained:
+        return "`dmvae` trained"
+    further = {"tokenizer", "matching", "decoder"} & {*stages}
+    return f"was there already (`pretrained` below){' and that `dmvae` trained further' if further else ''}"
 
 
 def _claim(job: Job) -> str:
