@@ -115,9 +115,10 @@ def test_a_run_that_stands_at_its_second_variant_shows_nothing_of_an_older_recip
     path, run_dir, _ = finished
     copy = tmp_path / "copy"
     shutil.copytree(run_dir, copy, symlinks=True)
-    recipes = load(path, {"seed": 5, "run.dir": str(copy)})
+    recipes = load(path, {"seed": 5, "run.dir": str(copy), "name": "Möwen"})
     record(recipes, plan(recipes, copy), copy, list(recipes))
     assert {job.state for job in jobs_of(copy)} == {"new"}
+    assert "name: Möwen\n" in (copy / "matched/recipe.yaml").read_text()
 
 
 def test_a_stage_that_cannot_run_yet_leaves_the_run_as_it_was(finished, tmp_path):

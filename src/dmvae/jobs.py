@@ -226,7 +226,10 @@ def record(recipes: dict[str, Recipe], jobs: list[Job], run_dir: Path, variants:
     _remove_stale(jobs, run_dir)
     write_text(run_dir / VARIANTS, json.dumps(variants))
     for variant, recipe in recipes.items():
-        write_text(run_dir / variant / "recipe.yaml", yaml.safe_dump(configs.plain(recipe), sort_keys=False))
+        write_text(
+            run_dir / variant / "recipe.yaml",
+            yaml.safe_dump(configs.plain(recipe), sort_keys=False, allow_unicode=True),
+        )
     for job in jobs:
         point(run_dir / job.variant / job.stage.name, job.folder)
 

@@ -46,7 +46,7 @@ def test_a_run_of_few_images_of_many_kinds(tmp_path, capsys, plain_report):
     with pytest.warns(UserWarning, match=r"left out: 1 image in .* that dmvae does not read \(1 .cr2; the first is "):
         cli.main(["run", str(path), "--evaluate.count", "24"])
     out = capsys.readouterr().out
-    assert "; the test images are 10% of all, chosen by file name (data.valid_fraction)" in out
+    assert "; the test images are chosen by file name, about 10% of all (data.valid_fraction)" in out
     assert "tokenizer.batch_size is 16 in place of 256: the training set has " in out
     assert "evaluate.neighbours is " in out
     assert f"data: files were left out; {tmp_path}/run/skipped.txt names them" in out

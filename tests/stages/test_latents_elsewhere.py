@@ -314,7 +314,7 @@ def test_how_test_images_were_chosen_is_told_with_the_field_that_says_it(theirs,
             write_png(tmp_path / f"images/{name}/{i}.png", torch.rand(3, 12, 12))
     data = {"test": {"type": "image_folder", "root": str(tmp_path / "images")}}
     told = about_data(load(write(tmp_path, theirs, data))["main"])
-    assert told.endswith("the test images are 10% of all, chosen by file name (data.test.valid_fraction)")
+    assert told.endswith("the test images are chosen by file name, about 10% of all (data.test.valid_fraction)")
 
 
 def test_a_plan_counts_links_as_no_bytes_and_latents_as_latents(theirs, tmp_path, capsys):

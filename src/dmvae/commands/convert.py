@@ -132,4 +132,4 @@ def _export_latents(folder: Path, out: Path, unmirrored: bool) -> None:
     config = export_latents(folder, out, unmirrored=unmirrored)
     more = "num_classes is larger where the last classes have no images"
     console.print(f"{out}: put this into the config of LightningDiT's trainer ({more}):")
-    console.print(yaml.safe_dump(config, sort_keys=False).rstrip())
+    console.print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip())

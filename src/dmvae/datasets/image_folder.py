@@ -110,7 +110,7 @@ class ImageFolder(FilesConfig):
         root = Path(self.root).expanduser()
         if any((root / name).is_dir() for name in HELD_OUT) and (root / "train").is_dir():
             return "the folder has train and test images apart"
-        return f"the test images are {self.valid_fraction:.0%} of all, chosen by file name (data.valid_fraction)"
+        return f"the test images are chosen by file name, about {self.valid_fraction:.0%} of all (data.valid_fraction)"
 
 
 class FolderDataset(DecodedWhenRead):

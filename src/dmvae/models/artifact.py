@@ -43,7 +43,8 @@ def artifact_class(folder: str | Path, known: Iterable[type[M]], what: str) -> t
         how = f"did you mean {near}?" if near else f"give the folder that a {what} was saved in"
         if places and not near:
             how += f", such as RUN/VARIANT/{NEAR[what][-1]}"
-        raise ValueError(f"{folder}: no {what} is here: no config.json; {how}")
+        lacks = "no config.json" if Path(folder).is_dir() else f"no such folder (looked from {Path.cwd()})"
+        raise ValueError(f"{folder}: no {what} is here: {lacks}; {how}")
     try:
         name = str(read_json(file, dict).get("_class_name"))
     except ValueError as error:

@@ -56,7 +56,7 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
     job = stages["generator"]
     source = source_of(stages)
     asked = generators_of(stages)
-    recipe = yaml.safe_dump(configs.plain(job.recipe), sort_keys=False)
+    recipe = yaml.safe_dump(configs.plain(job.recipe), sort_keys=False, allow_unicode=True)
     samples = _samples(stages)
     pictures, shows = _pictures(stages, samples) if samples else ({}, {})
     first = int(samples["labels"][0]) if samples else 0
