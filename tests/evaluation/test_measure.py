@@ -289,19 +289,20 @@ def test_a_metric_s_numbers_of_any_kind_become_floats_and_others_are_told():
         type = "own"
         figures = (Figure("own", "own", "", 0, "{}", ""),)
 
-    measured = SimpleNamespace(manifest={"features": {"name": "x"}})
-    own, sets = Own(), Sets(None, measured, "", None, None, False)
+    measured = SimpleNamespace(manifest={"features": {"name": "x"}}, rows={})
+    own, sets = Own(), Sets(measured, measured, "", None, None, False)
+    latents = SimpleNamespace(train=torch.zeros(2), test=torch.zeros(1))
     for number in (3, np.float32(3), np.int64(3), True + 2):
         own.latents = lambda latents, number=number: {"own": number}
         own.sets = lambda sets, number=number: Scores({"own_x": number})
-        for found in (measured_latents(own, None), measured_sets(own, sets).metrics):
+        for found in (measured_latents(own, latents), measured_sets(own, sets).metrics):
             assert [(type(x), x) for x in found.values()] == [(float, 3.0)]
     own.sets = lambda sets: Scores({"own_x": torch.zeros(())})
     with pytest.raises(ValueError, match=r"metric 'own': sets returned Scores of Tensor; give numbers"):
         measured_sets(own, sets)
     own.latents = lambda latents: {"own": torch.zeros(())}
     with pytest.raises(ValueError, match=r"metric 'own': latents returned Tensor; give \{name: number\}"):
-        measured_latents(own, None)
+        measured_latents(own, latents)
 
 
 def test_a_mixed_folder_is_measured_at_one_size(folders, tmp_path):
