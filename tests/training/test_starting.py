@@ -148,7 +148,7 @@ def test_numbers_that_a_published_size_stands_for_are_asked_for_instead(tmp_path
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        ("nothing", r"nothing: no generator is here: no such folder \(looked from"),
+        ("nothing", r"nothing: no generator is here: no such folder \(looked from .*\); give the folder"),
         ("", r"no generator is here: no config.json; did you mean \S+/generator\?"),
         ("cut", r"cut/diffusion_pytorch_model\.safetensors: damaged or cut off"),
     ],
