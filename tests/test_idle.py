@@ -282,6 +282,16 @@ def test_what_another_variant_reads_stands_at_the_top(tmp_path):
     assert line.endswith("(a)")
 
 
+def test_a_share_of_test_images_is_none_beside_a_folder_of_them(tmp_path):
+    data = {"type": "image_folder", "root": str(tmp_path / "data"), "size": 12, "valid_fraction": 0.2}
+    path = write(tmp_path, main={"matching": DMD, "data": data})
+    (tmp_path / "data/train").mkdir(parents=True)
+    assert idle(load(path)) == []
+    (tmp_path / "data/val").mkdir()
+    (line,) = idle(load(path))
+    assert line == "data.valid_fraction: 0.2 changes nothing: data.root has train and test images apart"
+
+
 @pytest.mark.slow
 def test_it_changes_nothing(tmp_path):
     short = {

@@ -103,8 +103,10 @@ def run_problems(recipe: Recipe, stages: Stages, ranks: int) -> Iterator[str]:
     if run.accumulate > 1 and not any(issubclass(s, TrainingStage) and s.takes_parts for s in recipe.stages()):
         yield "run.accumulate: no stage of this recipe takes its batches in parts; see run.checkpointing"
     for stage in stages:
-        if issubclass(stage, TrainingStage):
-            parts, section = run.accumulate if stage.takes_parts else 1, recipe.section(stage)
+        section = recipe.section(stage)
+        # a reference in closed form has no teacher, and a generator of 0 steps is taken as it is
+        if issubclass(stage, TrainingStage) and section.steps > 0 and getattr(section, "trains", True):
+            parts = run.accumulate if stage.takes_parts else 1
             split = {"batch_size": (section.batch_size, parts), "decoded": (getattr(section, "decoded", None), 1)}
             for name, (images, into) in split.items():
                 if images is not None:

@@ -207,6 +207,7 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         "no stage that is measured trains for so many steps",
     ),
     "run.keep_every": (partial(_too_late, every="keep_every"), "no stage trains for so many steps"),
+    "data.valid_fraction": (lambda r: getattr(r.data, "apart", False), "data.root has train and test images apart"),
     "data.flip": (_unflipped, "no stage trains on images; latents.mirrored stores mirrored ones"),
     f"autoencoder.{SHAPE}": (lambda r: r.pretrained is not None, "`pretrained` is the tokenizer"),
     "autoencoder.bottleneck_width": (

@@ -72,7 +72,7 @@ def run(
             f"run.dir: {run_dir} is made of stages of other runs (`dmvae report --out`); go on in one of them"
         )
     if not distributed.is_main():  # rank 0 looks through the files and fills their caches first
-        datasets.adopt(distributed.broadcast({}))
+        _adopt()
     said: list[str] = []
     if asked is not None:
         recipes, said = fit(recipes, asked)
@@ -93,6 +93,17 @@ def run(
                 console.print(line)
         _run(chosen, len(recipes) > 1)
     return jobs
+
+
+def _adopt() -> None:
+    """Take the data sets that rank 0 has opened. Raises ValueError where they need files that this node lacks."""
+    try:
+        datasets.adopt(distributed.broadcast({}))
+    except FileNotFoundError as error:  # tables of the package `datasets`, which lie in its cache
+        raise ValueError(
+            f"data.root: rank 0 reads a file that is not on the node of rank {distributed.rank()} ({error}); set "
+            "HF_HOME to a folder that all nodes see"
+        ) from error
 
 
 def _run(chosen: list[Job], several: bool) -> None:

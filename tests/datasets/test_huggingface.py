@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import pickle
 import shutil
 
 import numpy as np
@@ -9,9 +11,11 @@ import pytest
 import torch
 from benchmarks import half_of_the_classes
 
+from dmvae import pipeline
 from dmvae.datasets import columns
 from dmvae.datasets.encoded import LazyImages
 from dmvae.datasets.huggingface import HuggingFace, Place
+from dmvae.runtime import distributed
 from packed import IMAGE, animals, features, images, noise, opener, parquet, png, rows, values
 
 open_split, fails = opener(HuggingFace)
@@ -324,6 +328,35 @@ def test_files_that_cannot_be_read(tmp_path, root):
     rows(tmp_path / "none" / "train.parquet", [], features())
     fails(tmp_path / "none", r"none.*(has no row|cannot be read)")
     fails(root.parent / "none", "has no such subset as data.subset says", subset="other")
+
+
+def test_a_folder_for_tables_that_cannot_be_written_is_not_the_data_s_fault(tmp_path, root, monkeypatch):
+    """A node without a home folder, or one with a quota."""
+    import datasets
+
+    def full(*args, **kwargs):
+        raise datasets.exceptions.DatasetGenerationError("generating") from OSError(errno.ENOSPC, "No space left")
+
+    told = (
+        r"data\.root: .*animals: the package datasets keeps a copy of its tables in .*, which cannot be written \(.*{}"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.DatasetBuilder, "download_and_prepare", full)
+        fails(root, told.format(r"No space left\); set HF_HOME to a folder with room"))
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file/datasets")
+    fails(root, told.format("Not a directory"))
+
+
+def test_a_node_without_the_tables_of_rank_0_says_where_they_should_lie(tmp_path, root, monkeypatch):
+    import datasets
+
+    opened = pickle.dumps({"train": open_split(root, cache_gib=0)})
+    shutil.rmtree(datasets.config.HF_DATASETS_CACHE)
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    monkeypatch.setattr(distributed, "broadcast", lambda _: pickle.loads(opened))
+    with pytest.raises(ValueError, match=r"data\.root: rank 0 reads a file .*train\.arrow.*; set HF_HOME to a folder"):
+        pipeline.run({}, tmp_path / "run")
 
 
 def test_images_are_not_read_in_place_of_tables(tmp_path):

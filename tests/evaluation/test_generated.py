@@ -1,5 +1,7 @@
 """Images that a pipeline generates to be measured: alike in any batch, with every option."""
 
+import warnings
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -101,3 +103,19 @@ def test_a_sampler_that_cannot_be_is_told(tmp_path, options, message):
     small_pipeline().save_pretrained(tmp_path / "pipeline")
     with pytest.raises(ValueError, match=message):
         measure("samples", [str(tmp_path / "pipeline"), str(tmp_path)], features=[FEATURES], **options)
+
+
+def test_options_of_guidance_are_told_where_nothing_is_guided(tmp_path):
+    small_pipeline().save_pretrained(tmp_path / "pipeline")
+    (tmp_path / "none").mkdir()
+    given = {"features": [FEATURES], "guidance_interval": [0.2, 0.8], "guidance_channels": 2}
+
+    def told(**more):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            with pytest.raises(ValueError, match="no images in"):
+                measure("samples", [str(tmp_path / "pipeline"), str(tmp_path / "none")], **given, **more)
+        return [text for one in found if "guides nothing" in (text := str(one.message))]
+
+    assert told(guidance=2.0) == []
+    assert [text.partition(":")[0] for text in told()] == ["--guidance-interval", "--guidance-channels"]

@@ -102,6 +102,16 @@ def test_what_does_not_fit_is_told(tmp_path, over, ranks, message):
         raise ValueError(found)
 
 
+def test_a_batch_on_which_nothing_trains_need_not_divide(tmp_path):
+    """A reference in closed form has no teacher, and its batch size is told to change nothing."""
+    closed = {"reference": {"distribution": {"type": "gaussian"}}, "matching.model": tiny.DIT}
+    recipes = load(tiny.write(tmp_path, variants={"teacher": {}, "closed": closed}))
+    told = {name: list(checks.run_problems(recipe, recipe.stages(), 3)) for name, recipe in recipes.items()}
+    only = [text for text in told["teacher"] if text not in told["closed"]]
+    assert only == ["reference.batch_size: 8 does not divide over 3 ranks; use a multiple of 3"]
+    assert "matching.batch_size: 8 does not divide over 3 ranks; use a multiple of 3" in told["closed"]
+
+
 def test_parts_are_counted_from_one(tmp_path):
     with pytest.raises(ValueError, match=r"run\.accumulate: .*0"):
         load(tiny.write(tmp_path, run__accumulate=0))

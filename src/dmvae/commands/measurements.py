@@ -6,6 +6,7 @@ Each function takes plain arguments; the manifest keeps them under "call", so th
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -59,6 +60,10 @@ def measure_samples(
 
     drawn = configs.read(SampleConfig, sample | {"guidance": [guidance]})
     setting.tell_idle(reference)
+    for name in ("guidance_interval", "guidance_channels") if guidance == 1 else ():
+        if getattr(drawn, name) != getattr(SampleConfig, name):
+            option = name.replace("_", "-")
+            warnings.warn(f"--{option}: a guidance scale of 1 guides nothing, so it changes nothing", stacklevel=2)
     model = DMVAEPipeline.from_pretrained(pipeline).to(setting.device)
     images = Generated(model, drawn, seed=seed, device=setting.device, precision=precision)
     images.facts |= {

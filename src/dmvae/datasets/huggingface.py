@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -38,7 +39,8 @@ class HuggingFace(EncodedConfig):
     """A data set that the package `datasets` reads: from the hub, or a local folder or file of parquet.
 
     Needs the extra `huggingface`. Only the columns of images and labels are read. Nothing is streamed: the order of
-    rows is a function of (seed, step), so that a run resumes bit for bit. Tables are memory-mapped, not held in memory.
+    rows is a function of (seed, step), so that a run resumes bit for bit. Tables are memory-mapped, not held in memory:
+    `datasets` copies them, local ones too, to ~/.cache/huggingface, or to the folder that HF_HOME names.
     """
 
     PLACES: ClassVar[tuple[str, ...]] = (*EncodedConfig.PLACES, "revision")
@@ -296,6 +298,11 @@ def _check_parquet(files: list[Path]) -> dict[Path, int]:
 def _failed(root: str, path: Path, subset: str | None, error: Exception) -> str:
     """The error message where `datasets` cannot find or convert the data."""
     why = _line(error)
+    if (cache := _unwritable(error)) is not None:
+        return (
+            f"data.root: {root}: the package datasets keeps a copy of its tables in {cache}, which cannot be written "
+            f"({why}); set HF_HOME to a folder with room for it"
+        )
     if "onfig" in why and isinstance(error, ValueError):  # "Config name is missing", "BuilderConfig 'x' not found"
         return f"{root}: has no such subset as data.subset says ({subset}): {str(error)[:600]}"
     if path.exists():
@@ -312,9 +319,24 @@ def _failed(root: str, path: Path, subset: str | None, error: Exception) -> str:
     )
 
 
+def _unwritable(error: Exception) -> Path | None:
+    """The folder in which `datasets` keeps tables, where the error is of that folder and not of the data."""
+    import datasets
+
+    cache, deepest = Path(datasets.config.HF_DATASETS_CACHE), _deepest(error)
+    if not isinstance(deepest, OSError):
+        return None
+    named = Path(str(deepest.filename or ""))
+    of_it = named.is_relative_to(cache) or cache.is_relative_to(named)
+    return cache if of_it or deepest.errno in (errno.ENOSPC, errno.EDQUOT) else None
+
+
+def _deepest(error: BaseException) -> BaseException:
+    """An error's innermost cause, which says more than the error itself."""
+    return error if error.__cause__ is None else _deepest(error.__cause__)
+
+
 def _line(error: Exception) -> str:
-    """The first line of an error's innermost cause, which says more than the error itself."""
-    deepest: BaseException = error
-    while deepest.__cause__ is not None:
-        deepest = deepest.__cause__
+    """The first line of the innermost cause."""
+    deepest = _deepest(error)
     return (str(deepest).strip() or type(deepest).__name__).splitlines()[0][:300]

@@ -106,9 +106,14 @@ class ImageFolder(FilesConfig):
     def image_folders(self) -> list[Path]:
         return folders(existing_folder(self.root, "data.root"))
 
-    def held_out(self) -> str:
+    @property
+    def apart(self) -> bool:
+        """Whether the root has a folder for each split, so that none is chosen by file name."""
         root = Path(self.root).expanduser()
-        if any((root / name).is_dir() for name in HELD_OUT) and (root / "train").is_dir():
+        return any((root / name).is_dir() for name in HELD_OUT) and (root / "train").is_dir()
+
+    def held_out(self) -> str:
+        if self.apart:
             return "the folder has train and test images apart"
         return f"the test images are chosen by file name, about {self.valid_fraction:.0%} of all (data.valid_fraction)"
 
