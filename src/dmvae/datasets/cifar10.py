@@ -35,7 +35,7 @@ class CIFAR10(DatasetConfig):
         return in_memory(images, labels, CLASSES, size=self.size, channels=self.channels)
 
     def _read(self, split: Split) -> tuple[Tensor, Tensor]:
-        tops = [existing_folder(self.root, "data.root")] if self.root is not None else data_folders()
+        tops = [existing_folder(self.root)] if self.root is not None else data_folders()
         for top in (place for given in tops for place in (given, given / "cifar10")):
             # the hub keeps shards in data/ or plain_text/
             for folder in (top, top / "data", top / "plain_text"):
