@@ -138,9 +138,9 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
             if keeps:
                 trainer.save_networks(inputs.out / snapshot(trainer.step))
             if stage.shows and run.picture_every > 0 and trainer.step % run.picture_every == 0:
-                write_picture(stage, trainer.networks, trainer.averages.values(), trainer.step, figures)
+                write_picture(trainer, figures)
             if stage.measured and run.measure_every > 0 and trainer.step % run.measure_every == 0:
-                write_measured(stage, trainer.networks, trainer.averages.values(), trainer.step, figures)
+                write_measured(trainer, figures)
             if stops or (saves and not last):
                 trainer.save(folder)
             if stops:
