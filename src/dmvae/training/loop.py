@@ -19,7 +19,6 @@ from dmvae.training import checkpoint
 from dmvae.training.data import batches
 from dmvae.training.health import LOOKBACK, ROLLED_BACK, Unwell, going_back, hopeless, went_back
 from dmvae.training.logging import Figures, losses, values_of
-from dmvae.training.optim import rates_of
 from dmvae.training.pictures import write_picture
 from dmvae.training.stage import AnyTraining, Facts
 from dmvae.training.trainer import Trainer
@@ -114,9 +113,7 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
                     with suppress(FloatingPointError):  # trouble that is not saved now is found again on resuming
                         trainer.health.judge()
                         if figures.pending:  # as before every save: the next row begins with the next step
-                            figures.write(
-                                trainer.step, seconds=round(trainer.seconds, 3), **rates_of(trainer.optimizers)
-                            )
+                            trainer.write_row(figures)
                         trainer.require_finite()
                         trainer.save(folder)
                         trainer.background.wait()
@@ -131,7 +128,7 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
             if logs or saves:
                 for warning in trainer.health.judge():
                     inputs.say(warning)
-                row = figures.write(trainer.step, seconds=round(trainer.seconds, 3), **rates_of(trainer.optimizers))
+                row = trainer.write_row(figures)
             keeps = config.keeps(trainer.step, run.keep_every)
             if stops or saves or keeps or last:
                 trainer.require_finite()

@@ -21,7 +21,7 @@ from dmvae.training import checkpoint
 from dmvae.training.ema import Average
 from dmvae.training.health import LOOKBACK, SLOWER, WINDOW, Health
 from dmvae.training.logging import Figures
-from dmvae.training.optim import adamw, learning_rate_factor
+from dmvae.training.optim import adamw, learning_rate_factor, rates_of
 from dmvae.training.preparing import checkpoint_activations, compile_networks
 from dmvae.training.stage import AnyTraining, Batch, Networks, TrainingConfig, Update
 from dmvae.training.updates import as_turns, as_update
@@ -86,6 +86,11 @@ class Trainer:
         if self.step % WINDOW == 0 or last:
             self.health.end_window(self.step)
         return last
+
+    def write_row(self, figures: Figures) -> dict[str, float]:
+        """Write the means of the figures as the row of this step, as `Figures.write` does, with time and learning
+        rates."""
+        return figures.write(self.step, seconds=round(self.seconds, 3), **rates_of(self.optimizers))
 
     def train_step(self, batch: Batch) -> Iterator[dict[str, Loggable]]:
         """All updates of one step on this rank's share of the batch; yields figures to log. With `run.accumulate`, an
