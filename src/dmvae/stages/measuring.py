@@ -14,7 +14,7 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets.mixed import spaced
 from dmvae.evaluation import probe
-from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
+from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features, sets_of
 from dmvae.evaluation.features import Extractor, FeaturesConfig, extractor_of
 from dmvae.evaluation.features.effnet import EffNetLite0
 from dmvae.evaluation.images import DatasetImages, SampleFiles
@@ -35,7 +35,6 @@ from dmvae.evaluation.reconstruct import (
     LPIPS,
     PerceptualDistance,
     reconstruct,
-    reconstructed_sets,
     reconstruction_scores,
 )
 from dmvae.evaluation.scores import Scores
@@ -143,7 +142,7 @@ class Measuring:
             self.pairs(rows)
             latents = self.latents(rows["z"], stored)
             if "sample" in self.inputs.reads:
-                self.samples(reconstructed_sets(rows, self.extractors, self.images), fakes, trains)
+                self.samples(sets_of(rows, self.extractors, self.images), fakes, trains)
         reference = None
         if "reference" in self.inputs.reads and self.inputs.has("reference", "map.safetensors"):
             reference = open_reference(self.inputs)  # a reference is built on all ranks
