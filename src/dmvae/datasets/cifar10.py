@@ -59,7 +59,7 @@ class CIFAR10(DatasetConfig):
         return _read_batches(cache_folder(), split, self.limit)
 
 
-def read_parquet(files: list[Path], limit: int | None = None) -> tuple[Tensor, Tensor]:
+def read_parquet(files: list[Path], limit: int | None) -> tuple[Tensor, Tensor]:
     """uint8 images [n, 3, H, W] and int64 labels [n] of parquet shards, at most `limit`. Raises ValueError for files
     that are damaged or not CIFAR-10, and without pyarrow."""
     try:
