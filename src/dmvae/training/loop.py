@@ -37,10 +37,12 @@ def train(stage: AnyTraining) -> Facts:
     folder = stage.inputs.out / CHECKPOINTS
     trainer = Trainer(stage)
     if trainer.resume(folder):
-        stage.inputs.say(f"resumes at step {trainer.step} of {stage.config.steps}")
-        if missed := stage.missed(trainer.step):
+        inputs, every = stage.inputs, stage.inputs.sections.run.keep_every
+        inputs.say(f"resumes at step {trainer.step} of {stage.config.steps}")
+        asked = (step for step in range(1, trainer.step + 1) if stage.config.keeps(step, every))
+        if missed := [step for step in asked if not (inputs.out / snapshot(step)).exists()]:
             told = f"{few(missed)} of keep_at or run.keep_every came before that and were not kept"
-            stage.inputs.say(f"{told}; remove {stage.inputs.out} to train anew")
+            inputs.say(f"{told}; remove {inputs.out} to train anew")
     with signals() as signalled:  # around going back too: a signal that comes then is not lost
         while True:
             try:
