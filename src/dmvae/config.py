@@ -119,12 +119,15 @@ def identity(config: object, more: Callable[[Registered], Values] = lambda membe
     """What a fingerprint is made of: `plain`, and of each registered member also the keys that `more(member)` gives.
 
     A new spelling of the same, or a new field at its default, must not redo finished stages: so fields declared with
-    `added` are left out at their default, and a dataclass's method `identity(values)` says how its own count."""
+    `added` are left out at their default, and so is the `type` of a family's `unnamed` member; a dataclass's method
+    `identity(values)` says how its own count."""
 
     def head(member: DataclassInstance, values: Values) -> Values:
         for field in dataclasses.fields(member):
             if field.metadata.get("added") and getattr(member, field.name) == default_of(field):
                 values.pop(field.name, None)
+        if isinstance(member, Registered) and member.type == member.unnamed:
+            del values["type"]
         if hasattr(member, "identity"):
             derived = "type" in values and "identity" not in vars(type(member))  # a derived class counts as another
             values = member.identity(values) | ({"type": values["type"]} if derived else {})
