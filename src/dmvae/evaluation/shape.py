@@ -65,17 +65,8 @@ def shape(z: Tensor, labels: Tensor | None, reference: Tensor | None = None) -> 
         "intrinsic_dimension": intrinsic_dimension(own[order[:POINTS]]),
         "kurtosis": standard["kurtosis"],
         "high_frequency": high_frequency_share(own[order[:POINTS]]),
-        "distance_whole": found.whole,
-        "distance_token": found.token,
-        "distance_pair": found.pair,
-        "distance_energy": found.energy,
-        "token_accuracy": found.token_accuracy,
-        "latent_accuracy": found.accuracy,
-        "spread_to_reference": found.spread,
-        "rank_to_reference": found.rank / found.reference_rank,
-        "mixing": found.mixing,
     }
-    return figures | ({} if labels is None else _by_class(own[order], labels[order])), found
+    return figures | found.figures() | ({} if labels is None else _by_class(own[order], labels[order])), found
 
 
 def compared(z: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
