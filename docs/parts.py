@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import dmvae
 from dmvae import config as configs
+from dmvae.commands.fields import describe
 from dmvae.datasets import DatasetConfig
 from dmvae.decoders import DecoderConfig
 from dmvae.encoders import EncoderConfig
@@ -118,7 +119,7 @@ def classes_in(hint: object) -> list[type]:
 
 def field_table(cls: type, place: str = "") -> str:
     """name, type, default and meaning of a config's fields; nothing for one without fields."""
-    hints, docs = get_type_hints(cls), configs.describe(cls)
+    hints, docs = get_type_hints(cls), describe(cls)
     rows = [
         (
             f"`{field.name}`{{.field}}",

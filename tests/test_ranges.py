@@ -14,7 +14,7 @@ import tiny
 from dmvae import checks
 from dmvae import config as configs
 from dmvae.blank import latent_shape
-from dmvae.commands.fields import sections
+from dmvae.commands.fields import describe, sections
 from dmvae.flow.samplers import time_grid
 from dmvae.ranges import UNSAID, Decay, Range, Scale, Width, range_of
 from dmvae.recipe import recipe_class, resolve
@@ -68,7 +68,7 @@ def test_ends_of_ranges_are_in_them_or_not_as_they_say():
 
 
 def test_ranges_stand_beside_the_docstrings_and_in_no_fingerprint(tmp_path):
-    docs = configs.describe(Numbers)
+    docs = describe(Numbers)
     assert docs["width"] == "Channels. [1 to 65536]"
     assert docs["rate"] == "[above 0, to 1]"
     assert "free" not in docs

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 import math
 import re
@@ -19,7 +18,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dmvae.ranges import UNSAID, Range, range_of
+from dmvae.ranges import UNSAID, Range
 from dmvae.registry import Registered, family_of, find, names
 from dmvae.spelling import nearest
 
@@ -120,12 +119,15 @@ def identity(config: object, more: Callable[[Registered], Values] = lambda membe
     """What a fingerprint is made of: `plain`, and of each registered member also the keys that `more(member)` gives.
 
     A new spelling of the same, or a new field at its default, must not redo finished stages: so fields declared with
-    `added` are left out at their default, and a dataclass's method `identity(values)` says how its own count."""
+    `added` are left out at their default, and so is the `type` of a family's `unnamed` member; a dataclass's method
+    `identity(values)` says how its own count."""
 
     def head(member: DataclassInstance, values: Values) -> Values:
         for field in dataclasses.fields(member):
             if field.metadata.get("added") and getattr(member, field.name) == default_of(field):
                 values.pop(field.name, None)
+        if isinstance(member, Registered) and member.type == member.unnamed:
+            del values["type"]
         if hasattr(member, "identity"):
             derived = "type" in values and "identity" not in vars(type(member))  # a derived class counts as another
             values = member.identity(values) | ({"type": values["type"]} if derived else {})
@@ -172,24 +174,6 @@ def merge(base: Values, over: Values) -> Values:
 
 def _merged(base: object, over: object) -> object:
     return merge(base if isinstance(base, dict) else {}, over) if isinstance(over, dict) else over
-
-
-def describe(cls: type) -> dict[str, str]:
-    """Field name -> the docstring written under it, with those of the base classes, and the range of its numbers."""
-    import ast
-    import inspect
-
-    docs: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base) or "made" in vars(base):
-            continue
-        body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for field, text in itertools.pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                docs[field.target.id] = " ".join(str(text.value.value).split())  # type: ignore[union-attr]
-    docs |= {f.name: f.metadata["doc"] for f in dataclasses.fields(cls) if "doc" in f.metadata}
-    ranges = {f.name: range_of(hints_of(cls)[f.name]) for f in dataclasses.fields(cls)}
-    return docs | {name: f"{docs.get(name, '')} [{given}]".lstrip() for name, given in ranges.items() if given}
 
 
 def _laid(field: dataclasses.Field[object], value: object) -> object:

@@ -52,10 +52,10 @@ def _without(recipe: Recipe, *names: str) -> bool:
     return all(is_ours(stage) and stage.name not in names for stage in recipe.stages())
 
 
-def _users(recipe: Recipe, section: str) -> set[str]:
-    """The stages that depend on a shared section."""
-    found = {stage.name for stage in recipe.stages() if section in {place.partition(".")[0] for place in stage.uses}}
-    return found - {"matching"} if section == "losses" and _reshaped(recipe) else found
+def _users(recipe: Recipe) -> set[str]:
+    """The stages that depend on `losses`."""
+    found = {stage.name for stage in recipe.stages() if "losses" in {of.partition(".")[0] for of in stage.uses}}
+    return found - {"matching"} if _reshaped(recipe) else found
 
 
 def _reshaped(recipe: Recipe) -> bool:
@@ -66,7 +66,7 @@ def _reshaped(recipe: Recipe) -> bool:
 def _unopposed(recipe: Recipe) -> bool:
     """Whether no decoder is trained against the adversary of `losses`."""
     apart = {"decoder"} if part(recipe, "decoder.adversarial") is not None else set()
-    return _users(recipe, "losses") <= apart
+    return _users(recipe) <= apart
 
 
 def _weightless(recipe: Recipe, place: str) -> bool:
@@ -219,7 +219,7 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         "the network stays at zero; a matching trains it, or tokenizer.train_detail: true",
     ),
     "autoencoder.encoder.checkpoint": (_unloaded, "the encoder begins with random weights"),
-    "losses.l1|l2|perceptual": (lambda r: not _users(r, "losses"), "no stage trains a decoder"),
+    "losses.l1|l2|perceptual": (lambda r: not _users(r), "no stage trains a decoder"),
     f"losses.adversarial.{ADVERSARY}": (
         _unopposed,
         "no stage trains a decoder against it; what decoder.adversarial gives is the decoder's own",

@@ -16,8 +16,6 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 
-import yaml
-
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import DatasetConfig, Split, open_dataset
@@ -27,6 +25,7 @@ from dmvae.runtime.console import console
 from dmvae.runtime.done import read_done, read_source
 from dmvae.runtime.files import read_json, remove, write_text
 from dmvae.runtime.hashing import code_of, content_of, files_of
+from dmvae.runtime.yaml_text import as_yaml
 from dmvae.spelling import nearest
 from dmvae.training.stage import AnyStage, Facts
 
@@ -226,10 +225,7 @@ def record(recipes: dict[str, Recipe], jobs: list[Job], run_dir: Path, variants:
     _remove_stale(jobs, run_dir)
     write_text(run_dir / VARIANTS, json.dumps(variants))
     for variant, recipe in recipes.items():
-        write_text(
-            run_dir / variant / "recipe.yaml",
-            yaml.safe_dump(configs.plain(recipe), sort_keys=False, allow_unicode=True),
-        )
+        write_text(run_dir / variant / "recipe.yaml", as_yaml(configs.plain(recipe)))
     for job in jobs:
         point(run_dir / job.variant / job.stage.name, job.folder)
 

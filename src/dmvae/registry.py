@@ -61,7 +61,8 @@ class Registered:
     required: ClassVar[tuple[str, ...]] = ()
     """Attributes that a member must define; "a|b" means at least one of the two."""
     unnamed: ClassVar[str | None] = None
-    """The member that a section without a `type` means; None: a section must give its `type`."""
+    """The member that a section without a `type` means, as it was the only one once; None: a section must give its
+    `type`."""
 
     def fingerprint(self) -> str:
         """A hash of the files that the config names, "" without any. Stages that use the member run again when it

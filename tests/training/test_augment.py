@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmvae import config as configs
+from dmvae.commands.fields import describe
 from dmvae.runtime.random import Random
 from dmvae.stages.encoder import EncoderTraining
 from dmvae.training.augment import random_flip, random_view
@@ -54,4 +54,4 @@ def test_aspect_and_area_are_as_the_docstring_says(monkeypatch, min_crop, smalle
     assert 9 / 16 - 1e-3 < float((w / h).min()) < float((w / h).max()) < 16 / 9 + 1e-3
     if min_crop < 0.5:
         assert float((w / h).min()) < 0.58
-    assert "9/16" in configs.describe(EncoderTraining)["min_crop"]
+    assert "9/16" in describe(EncoderTraining)["min_crop"]

@@ -102,13 +102,13 @@ def test_a_matching_that_is_watched_ends_in_the_same_weights(tmp_path):
 @pytest.mark.parametrize("stage", ["tokenizer", "decoder"])
 def test_a_picture_that_cannot_be_made_is_told_and_changes_nothing(tmp_path, monkeypatch, stage):
     trainer = trainer_of(tmp_path, stage)
-    trainer.inputs.out = tmp_path
+    trainer.inputs.out, trainer.step = tmp_path, 1000
     modes = [module.training for module in trainer.networks.modules()]
     before = {name: tensor.clone() for name, tensor in trainer.networks.state_dict().items()}
 
     def write():
         figures = Figures(tmp_path, "none", 0, "")
-        write_picture(trainer.stage, trainer.networks, trainer.averages.values(), 1000, figures)
+        write_picture(trainer, figures)
 
     (tmp_path / "pictures").write_text("in its place")
     with pytest.warns(UserWarning, match=r"pictures/step-00001000\.png: no picture \(.*; the training goes on"):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import yaml
 from torch import nn
 
 from dmvae.commands.lightningdit import export_latents
@@ -19,6 +18,7 @@ from dmvae.runtime.console import console
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import require_place
 from dmvae.runtime.words import counted
+from dmvae.runtime.yaml_text import as_yaml
 
 ARTIFACT = re.compile(r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 """Files of a folder that `save_pretrained` wrote."""
@@ -132,4 +132,4 @@ def _export_latents(folder: Path, out: Path, unmirrored: bool) -> None:
     config = export_latents(folder, out, unmirrored=unmirrored)
     more = "num_classes is larger where the last classes have no images"
     console.print(f"{out}: put this into the config of LightningDiT's trainer ({more}):")
-    console.print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip())
+    console.print(as_yaml(config).rstrip())

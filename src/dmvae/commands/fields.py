@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.idle import MODELS, sized
+from dmvae.ranges import range_of
 from dmvae.recipe import Recipe, method_of
 from dmvae.registry import Registered, family_of, names
 from dmvae.runtime.words import few
@@ -53,6 +57,21 @@ def sections(recipes: Mapping[str, Recipe]) -> list[Section]:
     return [top, *_below(recipes, top, {name: _unused(recipe) for name, recipe in recipes.items()})]
 
 
+def describe(cls: type) -> dict[str, str]:
+    """Field name -> the docstring written under it, with those of the base classes, and the range of its numbers."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base) or "made" in vars(base):
+            continue
+        body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        for field, text in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                docs[field.target.id] = " ".join(str(text.value.value).split())  # type: ignore[union-attr]
+    docs |= {f.name: f.metadata["doc"] for f in dataclasses.fields(cls) if "doc" in f.metadata}
+    ranges = {f.name: range_of(configs.hints_of(cls)[f.name]) for f in dataclasses.fields(cls)}
+    return docs | {name: f"{docs.get(name, '')} [{given}]".lstrip() for name, given in ranges.items() if given}
+
+
 def label(chosen: Sequence[str], known: Sequence[str]) -> str:
     """The chosen variants' names, a method's name for all its seeds; "" where all known ones are chosen."""
     if len(chosen) == len(known):
@@ -74,7 +93,7 @@ def _below(
     classes = list(dict.fromkeys(type(member) for member in members.values()))
     docs: dict[str, str] = {}
     for cls in classes:
-        docs |= configs.describe(cls)
+        docs |= describe(cls)
         if issubclass(cls, Registered) and not (section.fields and section.fields[0].place.endswith(".type")):
             known = f"One of: {', '.join(names(family_of(cls)))}."
             types = {variant: member.type for variant, member in members.items() if isinstance(member, Registered)}

@@ -15,7 +15,7 @@ from dmvae.runtime.files import atomic_write, read_json, sweep_beside
 from dmvae.stages.latents import MIRRORED
 
 
-def export_latents(stage: Path, out: Path, *, unmirrored: bool = False) -> Values:
+def export_latents(stage: Path, out: Path, *, unmirrored: bool) -> Values:
     """Write the latents of a finished stage `latents` to the folder `out`; returns entries for their trainer's config.
 
     Their reader takes every .safetensors file of a folder, in the order of names, and for each image, at random, its

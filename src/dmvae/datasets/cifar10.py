@@ -35,7 +35,7 @@ class CIFAR10(DatasetConfig):
         return in_memory(images, labels, CLASSES, size=self.size, channels=self.channels)
 
     def _read(self, split: Split) -> tuple[Tensor, Tensor]:
-        tops = [existing_folder(self.root, "data.root")] if self.root is not None else data_folders()
+        tops = [existing_folder(self.root)] if self.root is not None else data_folders()
         for top in (place for given in tops for place in (given, given / "cifar10")):
             # the hub keeps shards in data/ or plain_text/
             for folder in (top, top / "data", top / "plain_text"):
@@ -59,7 +59,7 @@ class CIFAR10(DatasetConfig):
         return _read_batches(cache_folder(), split, self.limit)
 
 
-def read_parquet(files: list[Path], limit: int | None = None) -> tuple[Tensor, Tensor]:
+def read_parquet(files: list[Path], limit: int | None) -> tuple[Tensor, Tensor]:
     """uint8 images [n, 3, H, W] and int64 labels [n] of parquet shards, at most `limit`. Raises ValueError for files
     that are damaged or not CIFAR-10, and without pyarrow."""
     try:

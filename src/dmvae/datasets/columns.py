@@ -118,7 +118,7 @@ def label_column(table: datasets.Dataset, given: str | None, where: str) -> str 
     return given
 
 
-def names_of(table: datasets.Dataset, column: str, given: tuple[str, ...] | None = None) -> tuple[str, ...] | None:
+def names_of(table: datasets.Dataset, column: str, given: tuple[str, ...] | None) -> tuple[str, ...] | None:
     """The class names of a column's labels: those of a ClassLabel; for a column of texts those `given`, else its texts,
     sorted; None for plain numbers."""
     if _holds(table, column) == "text":

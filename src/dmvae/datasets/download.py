@@ -19,12 +19,12 @@ def data_folders() -> list[Path]:
     return [Path(named).expanduser()] if named else []
 
 
-def existing_folder(root: str, field: str) -> Path:
-    """`root` as a path. Raises ValueError, naming the config field, if it is no folder."""
+def existing_folder(root: str) -> Path:
+    """`data.root` as a path. Raises ValueError if it is no folder."""
     path = Path(root).expanduser()
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
-        raise ValueError(f"{field}: {path} {what} (looked from {Path.cwd()}): give the folder that holds the images")
+        raise ValueError(f"data.root: {path} {what} (looked from {Path.cwd()}): give the folder that holds the images")
     return path
 
 

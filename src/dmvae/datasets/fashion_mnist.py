@@ -85,7 +85,7 @@ def _file(folder: Path, name: str) -> Path | None:
 
 def _find(root: str | None, prefix: str) -> Path:
     """The first folder that holds the split's images, downloaded if need be."""
-    tops = [existing_folder(root, "data.root")] if root is not None else [*data_folders(), DEBIAN]
+    tops = [existing_folder(root)] if root is not None else [*data_folders(), DEBIAN]
     for top in tops:
         # torchvision nests its files two folders deep
         for folder in (top, top / "fashion-mnist", top / "fashion_mnist", top / "FashionMNIST" / "raw"):

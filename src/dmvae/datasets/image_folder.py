@@ -54,7 +54,7 @@ class ImageFolder(FilesConfig):
     decoded at every read. An index of the files is always kept there, so that the next start opens none of them."""
 
     def build(self, split: Split) -> Dataset:
-        root = existing_folder(self.root, "data.root")
+        root = existing_folder(self.root)
         folder, files, classes = split_files(root, split, self.valid_fraction)
         if self.limit is not None:
             files = sorted(sorted(files, key=lambda f: path_fraction(f.path))[: self.limit], key=lambda f: f.path)
@@ -104,7 +104,7 @@ class ImageFolder(FilesConfig):
         return images, keep, [f"{paths[index]}: {reason}" for index, reason in why.items()]
 
     def image_folders(self) -> list[Path]:
-        return folders(existing_folder(self.root, "data.root"))
+        return folders(existing_folder(self.root))
 
     @property
     def apart(self) -> bool:

@@ -247,12 +247,11 @@ def _walk(
                 yield from _walk(Path(entry.path), others, above=(*above, here))
         elif _suffix(entry.name) not in SUFFIXES:
             others.append(entry.path)
+        elif stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+            yield entry
         else:
-            if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
-                yield entry
-            else:
-                others.append(entry.path)
-                warnings.warn(f"left out: {entry.path} is no regular file; remove it", stacklevel=2)
+            others.append(entry.path)
+            warnings.warn(f"left out: {entry.path} is no regular file; remove it", stacklevel=2)
 
 
 def _entry(entry: os.DirEntry, path: str, label: int) -> Entry:

@@ -71,7 +71,7 @@ class WebDataset(EncodedConfig):
 
     def _shards(self, split: Split) -> list[Path]:
         """The split's shards, sorted. Raises ValueError where there are none, or the splits share some."""
-        files, top = _expand(self.root, "data.root")
+        files, top = _expand(self.root)
         pattern = self.train_shards if split == "train" else self.test_shards
         if pattern is not None:
             patterns = _braces(pattern, f"data.{split}_shards")
@@ -195,25 +195,25 @@ def _classes(texts: Sequence[list[str]], where: str) -> tuple[str, ...]:
     return numbered(torch.tensor(numbers), where)
 
 
-def _expand(root: str, field: str) -> tuple[list[Path], Path]:
-    """Every shard that `root` names, sorted, and the folder that they lie in."""
+def _expand(root: str) -> tuple[list[Path], Path]:
+    """Every shard that `data.root` names, sorted, and the folder that they lie in."""
     if "{" in root:
-        files = [Path(text).expanduser() for text in _braces(root, field)]
+        files = [Path(text).expanduser() for text in _braces(root, "data.root")]
         if gone := [file for file in files if not file.is_file()]:
             raise ValueError(
-                f"{field}: {len(gone)} of {counted(len(files), 'shard')} of {root} not there, first {gone[0]}"
+                f"data.root: {len(gone)} of {counted(len(files), 'shard')} of {root} not there, first {gone[0]}"
             )
         return files, Path(root[: root.index("{")] + "x").expanduser().parent
     path = Path(root).expanduser()
     if path.is_file():
         return [path], path.parent
     if not path.is_dir():
-        raise ValueError(f"{field}: {path} does not exist (looked from {Path.cwd()}): give a folder of .tar shards")
+        raise ValueError(f"data.root: {path} does not exist (looked from {Path.cwd()}): give a folder of .tar shards")
     # a Mac puts a hidden file beside each file
     files = sorted(file for below in ("*.tar", "*/*.tar") for file in path.glob(below) if file.name[0] != ".")
     if not files:
         more = "; unpack the .tar.gz with gunzip" if [*path.glob("*.tar.gz"), *path.glob("*.tgz")] else ""
-        raise ValueError(f"{field}: no .tar shard in {path} or the folders in it{more}")
+        raise ValueError(f"data.root: no .tar shard in {path} or the folders in it{more}")
     return files, path
 
 

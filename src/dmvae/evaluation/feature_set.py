@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 
@@ -99,13 +100,21 @@ def features_of(
 ) -> list[FeatureSet]:
     """The features of images in several spaces, in one pass. Images are held a batch at a time, but all features are in
     memory: 1 GB for 50,000 images in Inception's. All ranks must call; all get the whole. kept: see `over_images`."""
+    rows = over_images(images, batch_size, partial(heads_of, extractors), title, kept) if extractors else {}
+    return sets_of(rows, extractors, images, images.labels)
 
-    def compute(batch: Tensor) -> dict[str, Tensor]:
-        return {f"{i}.{head}": x for i, e in enumerate(extractors) for head, x in e.heads(batch).items()}
 
-    rows = over_images(images, batch_size, compute, title, kept) if extractors else {}
+def heads_of(extractors: Sequence[Extractor], batch: Tensor) -> dict[str, Tensor]:
+    """Rows of features of a batch of images: "0.pool" is head "pool" of extractor 0."""
+    return {f"{i}.{head}": x for i, e in enumerate(extractors) for head, x in e.heads(batch).items()}
+
+
+def sets_of(
+    rows: dict[str, Tensor], extractors: Sequence[Extractor], images: Images, labels: Tensor | None = None
+) -> list[FeatureSet]:
+    """The features in rows as `heads_of` names them, a set for each extractor. images: what they were made from."""
     return [
-        FeatureSet(describe(e, images), {head: rows[f"{i}.{head}"] for head in e.widths}, labels=images.labels)
+        FeatureSet(describe(e, images), {head: rows[f"{i}.{head}"] for head in e.widths}, labels=labels)
         for i, e in enumerate(extractors)
     ]
 

@@ -243,7 +243,7 @@ class SampleFiles:
             raise ValueError(f"no samples in {folder}; `dmvae sample RECIPE` writes samples-NNNNN.safetensors")
         self.labels: Tensor | None = torch.cat([_tensor(path, "labels") for path in self.paths])
         self.count = len(self.labels)
-        self.facts = {"kind": "samples", "path": str(folder)} | _size(_shape(self.paths[0], "images")) | facts
+        self.facts = {"kind": "samples", "path": str(folder)} | _size(_shape(self.paths[0])) | facts
 
     def __len__(self) -> int:
         return self.count
@@ -303,9 +303,9 @@ def _size(shape: Sequence[int]) -> Values:
     return {"size": h if h == w else [h, w]}
 
 
-def _shape(path: Path, name: str) -> list[int]:
+def _shape(path: Path) -> list[int]:
     with safe_open(path, "pt") as file:
-        return file.get_slice(name).get_shape()
+        return file.get_slice("images").get_shape()
 
 
 def _tensor(path: Path, name: str) -> Tensor:

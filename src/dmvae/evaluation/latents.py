@@ -29,6 +29,12 @@ def vectors(z: Tensor, over: Over) -> Tensor:
     return z.movedim(1, -1).flatten(0, 2) if over == "channels" else z.flatten(1)
 
 
+def normalised(z: Tensor, by: Tensor) -> Tensor:
+    """Latents z [n, C, H, W], by the mean and standard deviation per channel of others [m, C, H, W]."""
+    mean, std = by.mean((0, 2, 3), keepdim=True), by.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
+    return (z - mean) / std
+
+
 @dataclass(frozen=True)
 class Scatter:
     """The matrix whose eigenvalues are wanted. Making it does not wait for the device, and it is small, so it can be

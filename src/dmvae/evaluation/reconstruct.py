@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dmvae.config import Values
 from dmvae.datasets.pixels import as_input, to_uint8
-from dmvae.evaluation.feature_set import FeatureSet, describe
+from dmvae.evaluation.feature_set import FeatureSet, heads_of, sets_of
 from dmvae.evaluation.features import CHUNK, Extractor, in_chunks, padded
 from dmvae.evaluation.images import Images
 from dmvae.evaluation.measure import PAIRS, all_parts, measure_sets, pair_values
@@ -60,9 +60,9 @@ def reconstruct(
     kept: Path | None = None,
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor] | None]:
     """(rows, pictures). Rows have an entry for every image, in order: the figures of its pair (see `pair_values`), the
-    reconstruction's features ("0.pool" is head "pool" of extractor 0) and, with `latents`, its raw latent "z".
-    Pictures are the first originals and their reconstructions, uint8 [n, c, h, w] each; None without any. All ranks
-    must call. kept: see `over_images`."""
+    reconstruction's features (see `heads_of`) and, with `latents`, its raw latent "z". Pictures are the first originals
+    and their reconstructions, uint8 [n, c, h, w] each; None without any. All ranks must call. kept: see
+    `over_images`."""
     tokenizer.to(device, memory_format=torch.channels_last)
 
     def codec(part: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,8 +77,8 @@ def reconstruct(
 
     def compute(batch: Tensor) -> dict[str, Tensor]:
         z, recon = coded(batch)
-        features = {f"{i}.{head}": x for i, e in enumerate(extractors) for head, x in e.heads(recon).items()}
-        return pair_values(batch, recon, lpips, device, metrics) | features | ({"z": z} if latents else {})
+        rows = pair_values(batch, recon, lpips, device, metrics) | heads_of(extractors, recon)
+        return rows | ({"z": z} if latents else {})
 
     with evaluating(tokenizer):
         rows = over_images(images, batch_size, compute, title, kept)
@@ -86,14 +86,6 @@ def reconstruct(
             return rows, None
         originals = torch.cat(list(images.batches(range(min(pictures, len(images))), batch_size)))
         return rows, (originals, coded(originals)[1])
-
-
-def reconstructed_sets(rows: dict[str, Tensor], extractors: Sequence[Extractor], images: Images) -> list[FeatureSet]:
-    """The reconstructions' features, a set for each extractor."""
-    return [
-        FeatureSet(describe(extractor, images), {head: rows[f"{i}.{head}"] for head in extractor.widths})
-        for i, extractor in enumerate(extractors)
-    ]
 
 
 def reconstruction_scores(
@@ -107,6 +99,6 @@ def reconstruction_scores(
     scores = Scores()
     chosen = [m.type for m in metrics_of(all_parts() if parts is None else tuple(parts)) if m.of_reconstructions]
     scores.add_means({name: value for name, value in rows.items() if name != "z" and "." not in name})
-    for real, recon in zip(reals, reconstructed_sets(rows, extractors, images), strict=True):
+    for real, recon in zip(reals, sets_of(rows, extractors, images), strict=True):
         scores.add(measure_sets(real, recon, prefix="r", parts=chosen))
     return scores

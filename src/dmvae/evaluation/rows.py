@@ -11,9 +11,7 @@ from dmvae.runtime import distributed
 from dmvae.runtime.precision import full_precision, without_tf32
 
 
-def by_rows(
-    compute: Callable[[slice], Sequence[Tensor]], x: Tensor, chunk: int, *, shared: bool = False
-) -> list[Tensor]:
+def by_rows(compute: Callable[[slice], Sequence[Tensor]], x: Tensor, chunk: int, *, shared: bool) -> list[Tensor]:
     """The results of `compute` for all rows of x [n, ...]: it gets a slice of `chunk` rows at a time, and returns
     tensors of as many rows. Products are computed in full float32 precision.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dmvae.evaluation.classification import knn_accuracy
-from dmvae.evaluation.latents import high_frequency_share, latent_statistics
+from dmvae.evaluation.latents import high_frequency_share, latent_statistics, normalised
 from dmvae.evaluation.neighbours import intrinsic_dimension
 from dmvae.evaluation.online import class_share
 from dmvae.evaluation.other_figures import FOLDED, OTHERS
@@ -53,7 +53,7 @@ def shape(z: Tensor, labels: Tensor | None, reference: Tensor | None = None) -> 
         raise ValueError(
             f"latents {list(z.shape[1:])} and reference {list(reference.shape[1:])}: give latents of one shape"
         )
-    own = _normalised(z, z)
+    own = normalised(z, z)
     raw, standard = latent_statistics(z), latent_statistics(own)
     order, here, there = compared(z, reference)
     found = measure(here, there)
@@ -65,17 +65,8 @@ def shape(z: Tensor, labels: Tensor | None, reference: Tensor | None = None) -> 
         "intrinsic_dimension": intrinsic_dimension(own[order[:POINTS]]),
         "kurtosis": standard["kurtosis"],
         "high_frequency": high_frequency_share(own[order[:POINTS]]),
-        "distance_whole": found.whole,
-        "distance_token": found.token,
-        "distance_pair": found.pair,
-        "distance_energy": found.energy,
-        "token_accuracy": found.token_accuracy,
-        "latent_accuracy": found.accuracy,
-        "spread_to_reference": found.spread,
-        "rank_to_reference": found.rank / found.reference_rank,
-        "mixing": found.mixing,
     }
-    return figures | ({} if labels is None else _by_class(own[order], labels[order])), found
+    return figures | found.figures() | ({} if labels is None else _by_class(own[order], labels[order])), found
 
 
 def compared(z: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,9 +77,9 @@ def compared(z: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor, Tenso
     if reference is None:
         # `measure` compares as many of them as latents, with as many others, and takes directions from the rest
         count = min(SAMPLES, max(5 * len(z) // 2 + 1, ROOM // z[0].numel()))
-        return order, _normalised(z, z)[order], torch.randn(count, *z.shape[1:], generator=generator)
-    there = _normalised(reference, reference)
-    return order, _normalised(z, reference)[order], there[torch.randperm(len(there), generator=generator)]
+        return order, normalised(z, z)[order], torch.randn(count, *z.shape[1:], generator=generator)
+    there = normalised(reference, reference)
+    return order, normalised(z, reference)[order], there[torch.randperm(len(there), generator=generator)]
 
 
 def _by_class(z: Tensor, labels: Tensor) -> dict[str, float]:
@@ -103,9 +94,3 @@ def _by_class(z: Tensor, labels: Tensor) -> dict[str, float]:
         "knn": knn_accuracy(*sets, k=NEIGHBOURS),
         "linear_probe": linear_probe(*sets),
     }
-
-
-def _normalised(z: Tensor, by: Tensor) -> Tensor:
-    """Latents, by the mean and standard deviation per channel of others."""
-    mean, std = by.mean((0, 2, 3), keepdim=True), by.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
-    return (z - mean) / std

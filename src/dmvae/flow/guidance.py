@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dmvae.flow.path import as_velocity
+from dmvae.flow.path import as_velocity, expand
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(z_t [b, C, H, W], t [b], labels [b]) -> velocity [b, C, H, W]."""
@@ -58,7 +58,7 @@ def guided(
         else:
             cond, other = (as_velocity(network(z_t, t, labels), z_t) for network in (velocity, guide))
         inside = (t >= interval[0] - ROUNDING) & (t <= interval[1] + ROUNDING)
-        w = torch.where(inside, scale, 1.0).to(cond.dtype).view(-1, *[1] * (z_t.ndim - 1))
+        w = expand(torch.where(inside, scale, 1.0).to(cond.dtype), z_t)
         found = other + w * (cond - other)
         return found if channels is None else torch.cat([found[:, :channels], cond[:, channels:]], dim=1)
 

@@ -260,7 +260,7 @@ def rotary_tables(model: LightningDiT) -> dict[str, Tensor]:
     return {f"feat_rope.freqs_{k}": v.reshape(len(v), -1) for k, v in tables.items()}
 
 
-def vae_config(shapes: Shapes, where: object, *, heads: int | None = None) -> Values:
+def vae_config(shapes: Shapes, where: object, *, heads: int | None) -> Values:
     """Autoencoder's arguments for a state dict of these shapes. Raises ValueError where they do not fit together."""
     levels = [f"decoder.up.{i}.block.0.conv1.weight" for i in range(max(1, count(shapes, "decoder.up")))]
     telling = {"encoder.model.patch_embed.proj.weight": 4, "encoder.model.pos_embed": 3}

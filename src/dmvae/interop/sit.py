@@ -47,7 +47,7 @@ def config_of(shapes: Shapes, where: object, *, heads: int | None = None) -> Val
     }
 
 
-def velocity_part(state: Mapping[str, Tensor], where: object, *, asked: bool = False) -> tuple[dict[str, Tensor], int]:
+def velocity_part(state: Mapping[str, Tensor], where: object, *, asked: bool) -> tuple[dict[str, Tensor], int]:
     """A file's state dict without what sampling does not need; and the time at which its network sees noise: 0 where
     all is as in SiT's own files, else 1. asked: somebody says that it is a SiT, so that this is not judged.
 

@@ -94,9 +94,7 @@ def encode_dataset(
     distributed.barrier()
 
 
-def link_shards(
-    paths: Sequence[Path], folder: Path, tensor: str, whitened: float = 0.0, given: Normalisation | None = None
-) -> None:
+def link_shards(paths: Sequence[Path], folder: Path, tensor: str, whitened: float, given: Normalisation | None) -> None:
     """Make `folder` a store of shards that lie elsewhere and stay there: links to them, and their statistics. tensor:
     the one of theirs that a `LatentSet` reads. Raises ValueError, naming the file, for NaN and infinity."""
     if distributed.is_main() and read_head(folder / STATISTICS) is None:

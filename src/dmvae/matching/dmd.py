@@ -17,6 +17,7 @@ from dmvae.generators.flow import TransformerConfig
 from dmvae.matching import Context, Log, Student, bare, beside, compared, known_labels
 from dmvae.matching.adversarial import Critic
 from dmvae.matching.velocities import ByVelocities, binned
+from dmvae.models.base import compiled_parts_of
 from dmvae.ranges import Depth, Guidance, Width
 from dmvae.references import draw
 from dmvae.registry import register
@@ -151,8 +152,7 @@ class WithRatio(nn.Module):
 
     def compiled_parts(self) -> list[nn.Module]:
         """The flow's own, as of a student without a ratio: then teacher and student share compiled graphs."""
-        named: Callable[[], list[nn.Module]] | None = getattr(self.flow, "compiled_parts", None)
-        return named() if named else [self.flow]
+        return compiled_parts_of(self.flow, [self.flow])
 
     def sharded_parts(self) -> list[nn.Module]:
         """Both, each as a unit: the critic is called outside of `forward`."""

@@ -192,10 +192,10 @@ class Tokenizer(Model):
             parts = self.parts()
         except ValueError:  # it can only be used as it is, and is not compiled
             return []
-        found = [part for encoder in parts.encoder for part in _named(encoder, [encoder])]
+        found = [part for encoder in parts.encoder for part in compiled_parts_of(encoder, [encoder])]
         # torch.compile skips torch's own modules, such as a Sequential, when called on them
         found += [part for part in parts.bottleneck if not isinstance(part, nn.Sequential)]
-        found += [part for decoder in parts.decoder for part in _named(decoder, [])]
+        found += [part for decoder in parts.decoder for part in compiled_parts_of(decoder, [])]
         return [part for part in found if any(part.children())]
 
     def register_statistics(self, channels: int) -> None:
@@ -323,7 +323,7 @@ class Tokenizer(Model):
             )
 
 
-def _named(module: nn.Module, otherwise: list[nn.Module]) -> list[nn.Module]:
+def compiled_parts_of(module: nn.Module, otherwise: list[nn.Module]) -> list[nn.Module]:
     """The module's `compiled_parts`, where it has some to name."""
     named: Callable[[], list[nn.Module]] | None = getattr(module, "compiled_parts", None)
     return named() if named else otherwise

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
-
-import yaml
 
 from dmvae import config as configs
 from dmvae.report import pictures, table
 from dmvae.report.html import details, duration, prose, section
 from dmvae.report.run import Run
 from dmvae.runtime.files import write_text
+from dmvae.runtime.yaml_text import as_yaml
 
 if TYPE_CHECKING:
     from dmvae.jobs import Job
@@ -63,13 +61,9 @@ def what_was_run(run: Run) -> str:
     parts.append(f'<h3>Machine and versions</h3><dl class="facts">{facts}</dl>' if facts else "")
     differ = table.differences(run)
     parts.append(f"<h3>What differs between the methods</h3>{differ}" if differ else "")
-    recipes = [details(name, _yaml(recipe)) for name, recipe in run.recipes.items() if dataclasses.is_dataclass(recipe)]
+    recipes = [details(v, f"<pre>{escape(as_yaml(configs.plain(of)))}</pre>") for v, of in run.recipes.items()]
     parts += ["<h3>Resolved recipes</h3>", *recipes] if recipes else []
     return "\n".join(filter(None, parts))
-
-
-def _yaml(recipe: object) -> str:
-    return f"<pre>{escape(yaml.safe_dump(configs.plain(recipe), sort_keys=False, allow_unicode=True))}</pre>"
 
 
 def _times(run: Run) -> str:

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-import yaml
-
 from dmvae.config import Values
 from dmvae.evaluation.metrics.frechet import distances
 from dmvae.flow.samplers import Sampler, SamplerConfig
@@ -16,6 +14,7 @@ from dmvae.registry import find, is_ours
 from dmvae.report.figures import of_few, shown
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.files import read_json
+from dmvae.runtime.yaml_text import as_yaml
 from dmvae.stages.sample import image_seed
 from dmvae.tokenizers.adapted import tokenizer_class
 
@@ -98,7 +97,7 @@ def _head(job: Job, metrics: Values, pictures: dict[str, str]) -> str:
         dataset = {"name": f"{data.type}, {data.size} px", "type": data.type, "split": "test"}
         result = {"task": {"type": TASK}, "dataset": dataset, "metrics": scores}
         head["model-index"] = [{"name": f"{job.recipe.name}: {job.variant}", "results": [result]}]
-    return yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+    return as_yaml(head)
 
 
 def _arguments(job: Job) -> str:

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from dmvae.evaluation.latents import WIDE
+from dmvae.evaluation.latents import WIDE, normalised
 from dmvae.latents.store import STATISTICS
+from dmvae.models.whitening import mapped
 from dmvae.recipe import method_of
 from dmvae.references.report import REPORT
 from dmvae.report.html import legend, panel, panels
@@ -84,7 +85,8 @@ def clouds_of(run: Run) -> list[Cloud]:
         if key not in references:
             several = len({folders[v] for v in maps}) > 1
             title = f"reference of {variant}" if several else "reference"
-            latents, labels = _normalised(tensors["latents"].float()).flatten(1).numpy(), tensors["labels"].numpy()
+            z = tensors["latents"].float()
+            latents, labels = normalised(z, z).flatten(1).numpy(), tensors["labels"].numpy()
             references[key] = Cloud(title, variant, latents, labels, is_reference=True)
     clouds = list(references.values())
     for variant, tensors in pictures.items():
@@ -95,23 +97,17 @@ def clouds_of(run: Run) -> list[Cloud]:
         z, labels = tensors["map_latents"].float(), tensors["map_labels"].numpy()
         if variant in statistics:
             z = _as_encoded(z, **statistics[variant])
-        latents = z.numpy()
-        clouds.append(Cloud(variant, variant, latents, labels, own))
+        clouds.append(Cloud(variant, variant, z.numpy(), labels, own))
     return [cloud for cloud in clouds if len(cloud.latents) > 2]
-
-
-def _normalised(z: Tensor) -> Tensor:
-    """Latents [n, C, H, W], normalised per channel by their own statistics."""
-    return (z - z.mean((0, 2, 3), keepdim=True)) / z.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
 
 
 def _as_encoded(z: Tensor, mean: Tensor, std: Tensor, whitening: Tensor | None = None) -> Tensor:
     """Latents [n, C H W] as a generator learns them, by these statistics of the stage `latents` -> as the reference's
     samples are: not whitened, and normalised by their own statistics, whatever was given."""
-    places = z.unflatten(1, (len(mean), -1))
+    z = z.unflatten(1, (len(mean), -1, 1))
     if whitening is not None:
-        places = torch.linalg.inv(whitening) @ places
-    return _normalised(places[..., None]).flatten(1)
+        z = mapped(torch.linalg.inv(whitening), z)
+    return normalised(z, z).flatten(1)
 
 
 def planes(clouds: list[Cloud]) -> list[list[Cloud]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from dmvae.report.run import class_name
 from dmvae.runtime.console import console
 from dmvae.runtime.done import damage, read_source, require_intact, write_source
 from dmvae.runtime.files import atomic_write, within, write_text
+from dmvae.runtime.yaml_text import as_yaml
 from dmvae.stages.sample import samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
 
@@ -56,7 +56,7 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
     job = stages["generator"]
     source = source_of(stages)
     asked = generators_of(stages)
-    recipe = yaml.safe_dump(configs.plain(job.recipe), sort_keys=False, allow_unicode=True)
+    recipe = as_yaml(configs.plain(job.recipe))
     samples = _samples(stages)
     pictures, shows = _pictures(stages, samples) if samples else ({}, {})
     first = int(samples["labels"][0]) if samples else 0

@@ -48,7 +48,7 @@ def generator(run: Run) -> str:
     chart = lines(_overlay(run, trained, "generator/loss"), size=(5.4, 3.0), label="generator loss over steps")
     if not chart:
         return ""
-    ends = {training.variants: _last(training, "generator/loss") for training in trained}
+    ends = {training.variants: _last_loss(training) for training in trained}
     found = {names: value for names, value in ends.items() if value is not None}
     text = (
         "A generator learns to turn noise into latents; this is its error while it trains, on the latents of each "
@@ -227,7 +227,7 @@ def _panel(title: str, series: Sequence[Line], log: bool = False, note: str = ""
     return panel(title, chart, escape(note)) if chart else ""
 
 
-def _last(training: Trained, key: str) -> float | None:
-    _, values = training.series(key)
+def _last_loss(training: Trained) -> float | None:
+    _, values = training.series("generator/loss")
     tail = values[-max(1, len(values) // 10) :]
     return sum(tail) / len(tail) if tail else None

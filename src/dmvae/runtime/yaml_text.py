@@ -34,6 +34,11 @@ Loader.yaml_implicit_resolvers = {
 Loader.add_implicit_resolver(INT, re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
 
 
+def as_yaml(values: object) -> str:
+    """The text of plain values, fields in their order."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
 def read_yaml(text: str, *, once: bool = False) -> object:
     """What the text holds. Raises yaml.YAMLError, also for an anchor that contains itself, and RecursionError for text
     that is nested too deep. once: YAMLError too where a mapping has a key twice (YAML would silently take the last), or

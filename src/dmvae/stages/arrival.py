@@ -39,18 +39,7 @@ def at_the_end(inputs: Inputs, reference: Reference, raw: Tensor, labels: Tensor
         verdict += f"; of its classes {farthest} is farthest, with {share:.0%} of its tokens told apart"
     elif known := by_class["class_known"]:
         verdict += f"; a network that knows the class tells {known['token_accuracy']:.0%} of the tokens apart"
-    return figures | {
-        "arrival": asdict(found) | {"verdict": verdict} | by_class,
-        "distance_whole": found.whole,
-        "distance_token": found.token,
-        "distance_pair": found.pair,
-        "distance_energy": found.energy,
-        "spread_to_reference": found.spread,
-        "rank_to_reference": found.rank / found.reference_rank,
-        "mixing": found.mixing,
-        "token_accuracy": found.token_accuracy,
-        "latent_accuracy": found.accuracy,
-    }
+    return figures | {"arrival": asdict(found) | {"verdict": verdict} | by_class} | found.figures()
 
 
 def _by_class(inputs: Inputs, z: Tensor, labels: Tensor, y: Tensor, of: Tensor) -> Values:

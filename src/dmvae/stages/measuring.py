@@ -14,7 +14,7 @@ from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets.mixed import spaced
 from dmvae.evaluation import probe
-from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features
+from dmvae.evaluation.feature_set import FeatureSet, features_of, reference_features, sets_of
 from dmvae.evaluation.features import Extractor, FeaturesConfig, extractor_of
 from dmvae.evaluation.features.effnet import EffNetLite0
 from dmvae.evaluation.images import DatasetImages, SampleFiles
@@ -35,13 +35,11 @@ from dmvae.evaluation.reconstruct import (
     LPIPS,
     PerceptualDistance,
     reconstruct,
-    reconstructed_sets,
     reconstruction_scores,
 )
 from dmvae.evaluation.scores import Scores
 from dmvae.inputs import Inputs
 from dmvae.latents.store import LatentSet
-from dmvae.models.base import Tokenizer
 from dmvae.ranges import BatchSize, Count
 from dmvae.registry import find, names
 from dmvae.runtime import distributed
@@ -52,7 +50,7 @@ from dmvae.stages.arrival import at_the_end
 from dmvae.stages.modelled import in_shares, kept_latents, modelled
 from dmvae.stages.reference import MAP_POINTS, open_reference
 from dmvae.stages.sample import generator_at, labels_told, samples_folder
-from dmvae.tokenizers.adapted import load_tokenizer, spread_of
+from dmvae.tokenizers.adapted import spread_of
 from dmvae.training.flow import as_taught, held_out_loss
 
 PICTURES = 24
@@ -106,7 +104,7 @@ class Measuring:
         self.config, self.inputs = config, inputs
         self.measured = config.measured()
         self.parts = [metric.type for metric in self.measured if of_sets(type(metric))]
-        self.tokenizer: Tokenizer = load_tokenizer(inputs.reads["latents"] / "autoencoder")
+        self.tokenizer = inputs.encoding_tokenizer()
         self.extractors = [extractor_of(features).to(inputs.device) for features in (config.features, *config.also)]
         self.lpips = PerceptualDistance(inputs.device) if config.lpips else None
         self.images = DatasetImages(inputs.test_set, config.count, inputs.sections.run.workers)
@@ -143,7 +141,7 @@ class Measuring:
             self.pairs(rows)
             latents = self.latents(rows["z"], stored)
             if "sample" in self.inputs.reads:
-                self.samples(reconstructed_sets(rows, self.extractors, self.images), fakes, trains)
+                self.samples(sets_of(rows, self.extractors, self.images), fakes, trains)
         reference = None
         if "reference" in self.inputs.reads and self.inputs.has("reference", "map.safetensors"):
             reference = open_reference(self.inputs)  # a reference is built on all ranks

@@ -39,7 +39,6 @@ from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import send
 from dmvae.stages.generator import GeneratorTraining
 from dmvae.stages.modelled import KEPT
-from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training.preparing import compile_networks
 from dmvae.training.stage import Facts, Stage, stage
 from dmvae.training.starting import generator_in, of_other_data
@@ -91,7 +90,7 @@ class SampleStage(Stage[SampleConfig]):
 
     def run(self) -> Facts:
         config, inputs = self.config, self.inputs
-        autoencoder = load_tokenizer(inputs.reads["latents"] / "autoencoder").to(inputs.device).eval()
+        autoencoder = inputs.encoding_tokenizer().to(inputs.device).eval()
         generator = self._generator(config.snapshot, "snapshot")
         guide = self._generator(config.guide, "guide") if config.guide is not None else None
         assert guide is None or isinstance(guide, VelocityModel)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from dmvae.training.stage import N, T, TrainingStage
 
 
 class Average:
@@ -48,17 +46,6 @@ class Average:
             yield
         finally:
             _assign(self.parameters, own)
-
-
-@contextmanager
-def as_saved(stage: TrainingStage[T, N], networks: N, averages: Iterable[Average]) -> Iterator[None]:
-    """Inside the block, the stage's networks are as they are saved: averaged where averages are kept, and `finished`.
-    All ranks must enter it."""
-    with ExitStack() as saved:
-        for average in averages:
-            saved.enter_context(average.applied())
-        saved.enter_context(stage.finished(networks))
-        yield
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
@@ -20,6 +19,7 @@ from dmvae.config import Values, plain
 from dmvae.runtime import distributed
 from dmvae.runtime.files import write_text
 from dmvae.runtime.transfer import Loggable, made
+from dmvae.runtime.yaml_text import as_yaml
 from dmvae.sections import Sections, Tracker
 
 
@@ -43,7 +43,7 @@ class Figures:
 
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
             if recipe:  # as Markdown
-                text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+                text = as_yaml(recipe)
                 self.writer.add_text("recipe", f"```\n{text}```", start)
         elif tracker == "wandb":
             try:

@@ -19,7 +19,6 @@ from dmvae.training import checkpoint
 from dmvae.training.data import batches
 from dmvae.training.health import LOOKBACK, ROLLED_BACK, Unwell, going_back, hopeless, went_back
 from dmvae.training.logging import Figures, losses, values_of
-from dmvae.training.optim import rates_of
 from dmvae.training.pictures import write_picture
 from dmvae.training.stage import AnyTraining, Facts
 from dmvae.training.trainer import Trainer
@@ -38,10 +37,12 @@ def train(stage: AnyTraining) -> Facts:
     folder = stage.inputs.out / CHECKPOINTS
     trainer = Trainer(stage)
     if trainer.resume(folder):
-        stage.inputs.say(f"resumes at step {trainer.step} of {stage.config.steps}")
-        if missed := stage.missed(trainer.step):
+        inputs, every = stage.inputs, stage.inputs.sections.run.keep_every
+        inputs.say(f"resumes at step {trainer.step} of {stage.config.steps}")
+        asked = (step for step in range(1, trainer.step + 1) if stage.config.keeps(step, every))
+        if missed := [step for step in asked if not (inputs.out / snapshot(step)).exists()]:
             told = f"{few(missed)} of keep_at or run.keep_every came before that and were not kept"
-            stage.inputs.say(f"{told}; remove {stage.inputs.out} to train anew")
+            inputs.say(f"{told}; remove {inputs.out} to train anew")
     with signals() as signalled:  # around going back too: a signal that comes then is not lost
         while True:
             try:
@@ -114,9 +115,7 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
                     with suppress(FloatingPointError):  # trouble that is not saved now is found again on resuming
                         trainer.health.judge()
                         if figures.pending:  # as before every save: the next row begins with the next step
-                            figures.write(
-                                trainer.step, seconds=round(trainer.seconds, 3), **rates_of(trainer.optimizers)
-                            )
+                            trainer.write_row(figures)
                         trainer.require_finite()
                         trainer.save(folder)
                         trainer.background.wait()
@@ -131,16 +130,16 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
             if logs or saves:
                 for warning in trainer.health.judge():
                     inputs.say(warning)
-                row = figures.write(trainer.step, seconds=round(trainer.seconds, 3), **rates_of(trainer.optimizers))
+                row = trainer.write_row(figures)
             keeps = config.keeps(trainer.step, run.keep_every)
             if stops or saves or keeps or last:
                 trainer.require_finite()
             if keeps:
                 trainer.save_networks(inputs.out / snapshot(trainer.step))
             if stage.shows and run.picture_every > 0 and trainer.step % run.picture_every == 0:
-                write_picture(stage, trainer.networks, trainer.averages.values(), trainer.step, figures)
+                write_picture(trainer, figures)
             if stage.measured and run.measure_every > 0 and trainer.step % run.measure_every == 0:
-                write_measured(stage, trainer.networks, trainer.averages.values(), trainer.step, figures)
+                write_measured(trainer, figures)
             if stops or (saves and not last):
                 trainer.save(folder)
             if stops:

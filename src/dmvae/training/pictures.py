@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import nn
 from torchvision.utils import make_grid
 
 from dmvae.datasets.image_file import write_png
-from dmvae.training.ema import Average
 from dmvae.training.logging import Figures
-from dmvae.training.stage import N, T, TrainingStage
+from dmvae.training.trainer import Trainer
 from dmvae.training.watching import look
 
 PICTURES = "pictures"
@@ -19,11 +16,10 @@ COLUMNS = 8
 """Images side by side."""
 
 
-def write_picture(
-    stage: TrainingStage[T, N], networks: N, averages: Iterable[Average], step: int, figures: Figures
-) -> None:
+def write_picture(trainer: Trainer, figures: Figures) -> None:
     """Write a picture of what the network that the stage `shows` makes, with the weights that would be saved now, to a
     PNG file and the tracker. All ranks must call it. An error in drawing is a warning."""
+    stage, step = trainer.stage, trainer.step
     path = stage.inputs.out / PICTURES / f"step-{step:08d}.png"
 
     def draw(network: nn.Module) -> None:
@@ -32,4 +28,4 @@ def write_picture(
         write_png(path, picture)
         figures.show(step, picture)
 
-    look(stage, networks, averages, stage.shows, draw, f"{path}: no picture")
+    look(trainer, stage.shows, draw, f"{path}: no picture")

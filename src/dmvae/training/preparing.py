@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
+from dmvae.models.base import compiled_parts_of
 from dmvae.training.stage import Networks
 
 
@@ -39,17 +40,12 @@ def compile_networks(networks: nn.Module, **options: object) -> None:
     torch._dynamo.config.recompile_limit = 64  # parts of one class, each with and without gradient
     # `align` differentiates its projection twice, so buffers must survive the first pass.
     torch._functorch.config.donated_buffer = False
-    for part in _compiled_parts(networks):
-        part.compile(dynamic=False, **options)
+    for network in networks.children():
+        for part in compiled_parts_of(network, [network]):
+            part.compile(dynamic=False, **options)
 
 
 def uncompiled() -> AbstractContextManager[object]:
     """Inside the block, compiled networks run eagerly: for rare calls, whose shapes would need a compilation."""
     stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
     return stance
-
-
-def _compiled_parts(networks: nn.Module) -> Iterator[nn.Module]:
-    for module in networks.children():
-        named: Callable[[], list[nn.Module]] | None = getattr(module, "compiled_parts", None)
-        yield from named() if named else [module]

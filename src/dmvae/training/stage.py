@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dmvae.config import Values, added
 from dmvae.datasets import Items, Split
-from dmvae.inputs import Inputs, snapshot
+from dmvae.inputs import Inputs
 from dmvae.ranges import BatchSize, Count, Decay, Range, Rate, Wait, Weight
 from dmvae.registry import Registered, register
 from dmvae.runtime.random import Random
@@ -272,12 +272,6 @@ class TrainingStage(Stage[T], Generic[T, N]):
 
     def prepare(self) -> None:
         """Write the files that training reads. Called on every rank before `build`, and again on resuming."""
-
-    def missed(self, step: int) -> list[int]:
-        """Steps up to this one whose snapshots are asked for and are not there."""
-        every = self.inputs.sections.run.keep_every
-        asked = (s for s in range(1, step + 1) if self.config.keeps(s, every))
-        return [s for s in asked if not (self.inputs.out / snapshot(s)).exists()]
 
     def build(self) -> N:
         """Make the networks. A dry run calls this on the meta device, with `inputs` that load no weights."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from dmvae.runtime.precision import autocast, uses_bf16
 from dmvae.runtime.random import Random, seed_of
 from dmvae.runtime.transfer import Loggable
 from dmvae.training import checkpoint
-from dmvae.training.ema import Average, as_saved
+from dmvae.training.ema import Average
 from dmvae.training.health import LOOKBACK, SLOWER, WINDOW, Health
 from dmvae.training.logging import Figures
-from dmvae.training.optim import adamw, learning_rate_factor
+from dmvae.training.optim import adamw, learning_rate_factor, rates_of
 from dmvae.training.preparing import checkpoint_activations, compile_networks
 from dmvae.training.stage import AnyTraining, Batch, Networks, TrainingConfig, Update
 from dmvae.training.updates import as_turns, as_update
@@ -85,6 +86,11 @@ class Trainer:
         if self.step % WINDOW == 0 or last:
             self.health.end_window(self.step)
         return last
+
+    def write_row(self, figures: Figures) -> dict[str, float]:
+        """Write the means of the figures as the row of this step, as `Figures.write` does, with time and learning
+        rates."""
+        return figures.write(self.step, seconds=round(self.seconds, 3), **rates_of(self.optimizers))
 
     def train_step(self, batch: Batch) -> Iterator[dict[str, Loggable]]:
         """All updates of one step on this rank's share of the batch; yields figures to log. With `run.accumulate`, an
@@ -206,10 +212,20 @@ class Trainer:
         self.step, self.seconds, self.images_seen = progress["step"], progress["seconds"], progress["images_seen"]
         return True
 
+    @contextmanager
+    def as_saved(self) -> Iterator[None]:
+        """Inside the block, the networks are as they are saved: averaged where averages are kept, and `finished`. All
+        ranks must enter it."""
+        with ExitStack() as saved:
+            for average in self.averages.values():
+                saved.enter_context(average.applied())
+            saved.enter_context(self.stage.finished(self.networks))
+            yield
+
     def save_networks(self, folder: Path) -> None:
         """Write every trained network to folder/NAME, with averaged weights where they are kept. All ranks must call
         it; one writes."""
-        with as_saved(self.stage, self.networks, self.averages.values()):
+        with self.as_saved():
             for name, module in self.networks.saved().items():
                 whole = sharding.whole_module(module)
                 if distributed.is_main():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -12,30 +12,22 @@ from torch import nn
 from dmvae.models.base import evaluating
 from dmvae.runtime import distributed, sharding
 from dmvae.runtime.precision import autocast
-from dmvae.training.ema import Average, as_saved
 from dmvae.training.logging import Figures
 from dmvae.training.preparing import uncompiled
-from dmvae.training.stage import N, T, TrainingStage
+from dmvae.training.trainer import Trainer
 
 HELD_OUT = 250
 """Test images, or samples, on which the package's stages are measured."""
 
 
-def look(
-    stage: TrainingStage[T, N],
-    networks: N,
-    averages: Iterable[Average],
-    name: str,
-    act: Callable[[nn.Module], None],
-    missing: str,
-) -> None:
+def look(trainer: Trainer, name: str, act: Callable[[nn.Module], None], missing: str) -> None:
     """Call `act` with the network of that name as it would be saved now. All ranks must call this: a sharded network is
     gathered, as it is saved. One rank acts, and what goes wrong there is a warning that begins with `missing`: it is no
     reason to end a training."""
-    inputs, run = stage.inputs, stage.inputs.sections.run
+    inputs = trainer.inputs
     gpus = [inputs.device] if inputs.device.type == "cuda" else []
-    with as_saved(stage, networks, averages):
-        network = sharding.whole_module(getattr(networks, name))
+    with trainer.as_saved():
+        network = sharding.whole_module(getattr(trainer.networks, name))
         if not distributed.is_main():
             return
         try:
@@ -43,7 +35,7 @@ def look(
                 uncompiled(),
                 evaluating(network),
                 torch.no_grad(),  # not inference_mode: what a network keeps of a pass could not be trained with
-                autocast(inputs.device, run.precision),
+                autocast(inputs.device, inputs.sections.run.precision),
                 torch.random.fork_rng(gpus),
             ):
                 act(network.to(inputs.device))
@@ -51,12 +43,12 @@ def look(
             warnings.warn(f"{missing} ({error or type(error).__name__}); the training goes on", stacklevel=3)
 
 
-def write_measured(
-    stage: TrainingStage[T, N], networks: N, averages: Iterable[Average], step: int, figures: Figures
-) -> None:
+def write_measured(trainer: Trainer, figures: Figures) -> None:
     """Write what the stage's `measure` finds, as test/NAME, to the log and the tracker, in a row of its own: rows of
     means are those of a training that is not measured. All ranks must call it; what cannot be measured, or is not
     finite, is a warning."""
+
+    stage, step = trainer.stage, trainer.step
 
     def write(network: nn.Module) -> None:
         found = {f"test/{name}": float(value) for name, value in stage.measure(network).items()}
@@ -65,4 +57,4 @@ def write_measured(
                 raise ValueError(f"{name} is {value}")
         figures.write_row(step, found)
 
-    look(stage, networks, averages, stage.measured, write, f"{stage.name}, step {step}: no figures of test data")
+    look(trainer, stage.measured, write, f"{stage.name}, step {step}: no figures of test data")

@@ -73,6 +73,20 @@ class Arrival:
             return f"on the way: {view} at {distance:.2f} times chance, where {NEAR:g} is arrival"
         return f"on the way: {self.token_accuracy:.1%} of the tokens told apart, where {TOLD:.0%} is arrival"
 
+    def figures(self) -> dict[str, float]:
+        """What tables show of it, by the keys of `dmvae.evaluation.other_figures`."""
+        return {
+            "distance_whole": self.whole,
+            "distance_token": self.token,
+            "distance_pair": self.pair,
+            "distance_energy": self.energy,
+            "token_accuracy": self.token_accuracy,
+            "latent_accuracy": self.accuracy,
+            "spread_to_reference": self.spread,
+            "rank_to_reference": self.rank / self.reference_rank,
+            "mixing": self.mixing,
+        }
+
 
 @torch.no_grad()
 def measure(z: Tensor, y: Tensor, seed: int = 0) -> Arrival:

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmvae.config import Values
 from dmvae.losses.alignment import AlignmentConfig
 from dmvae.ranges import Range
 from dmvae.registry import register
@@ -30,10 +29,6 @@ class Pointwise(AlignmentConfig):
     """Margin of the cosine loss: a cosine of 1 - m1 is close enough."""
     m2: Annotated[float, Range(0, 2)] = 0.25
     """Margin of the distance-matrix loss: a difference of m2 between two cosines is small enough."""
-
-    def identity(self, values: Values) -> Values:
-        """Without `type`: it was the only alignment once, and its fingerprints stay valid."""
-        return {name: value for name, value in values.items() if name != "type"}
 
     def projection(self, latent_shape: tuple[int, int, int], num_classes: int, width: int) -> nn.Module:
         # A bias would let every latent reach a good cosine by the features' mean alone; a squared difference needs it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from dmvae.config import Values
 from dmvae.losses.discriminators import AdversarialConfig, DiscriminatorClass
 from dmvae.models.discriminator import PatchGAN
 from dmvae.ranges import Range, Width
@@ -25,10 +24,6 @@ class PatchGANConfig(AdversarialConfig):
     """Its strided layers; n of them need images of 3 * 2^n pixels."""
     norm: Literal["batch", "group", "none"] = "batch"
     """"batch", over all ranks, is the published one; "group" depends on no other image."""
-
-    def identity(self, values: Values) -> Values:
-        """Without `type`: it was the only discriminator once, and its fingerprints stay valid."""
-        return {name: value for name, value in values.items() if name != "type"}
 
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> PatchGAN:
         return PatchGAN(in_channels=channels, width=self.width, layers=self.layers, norm=self.norm)
