@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dmvae import config as configs
+from dmvae.commands.fields import describe
 from dmvae.registry import Registered, register
 from dmvae.report.card import _claim, _origin
 
@@ -165,7 +166,7 @@ def test_a_dot_without_a_name_beside_it_is_refused(key):
 
 
 def test_docstrings_under_fields_are_found():
-    assert configs.describe(Round) == {"radius": "Radius in pixels."}
+    assert describe(Round) == {"radius": "Radius in pixels."}
 
 
 def test_lists_and_paths_of_a_program_s_own_section():
