@@ -335,6 +335,7 @@ def test_every_field_is_there():
         assert section in ("run", "data", "autoencoder", "losses") or set(names.split("|")) <= set(fields[section])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_that_come_with_the_package_have_none(path):
     """Of all variants, and of each that is chosen alone."""

@@ -47,6 +47,7 @@ def plain():
     return figures(*far_from_it())
 
 
+@pytest.mark.slow
 def test_arrival_of_latents_of_half_precision_is_measured_in_full(plain):
     z, y = far_from_it()
     assert figures(z.bfloat16(), y) == figures(z.bfloat16().float(), y) != plain

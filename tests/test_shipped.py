@@ -55,6 +55,7 @@ def test_a_study_s_control_differs_from_what_is_matched_by_the_pull_alone(study,
     assert control["matching.weight"] == 0
 
 
+@pytest.mark.slow
 def test_the_baselines_of_imagenet_train_for_their_authors_epochs():
     """Of 1,281,167 images, less those that fill no batch. What is rounded in the file is near what its comments say."""
     recipes = load(recipe_file("studies/imagenet256_baselines"))

@@ -329,6 +329,7 @@ def test_heads_of_convolutional_networks_may_be_there(tmp_path):
     assert TimmEncoder(model="resnet10t", checkpoint=path).build(size=32, channels=3, pretrained=True).stride == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "message"),
     [

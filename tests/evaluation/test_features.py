@@ -171,6 +171,7 @@ def kept(folder: Path, seed: int = 0, channels: int = 3) -> tuple[Autoencoder, P
     return model, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_tokenizer_s_encoder_judges(tmp_path, images, channels):
     model, folder = kept(tmp_path / "own", channels=channels)
@@ -183,6 +184,7 @@ def test_a_tokenizer_s_encoder_judges(tmp_path, images, channels):
     assert torch.equal(extractor(grey)[:7], extractor(grey[:7]))
 
 
+@pytest.mark.slow
 def test_tokenizers_that_judge_have_names_of_their_own(tmp_path):
     (_, folder), (_, other) = kept(tmp_path / "own"), kept(tmp_path / "other", seed=1)
     first, second = (parse_features(f"tokenizer@32={path}") for path in (folder, other))

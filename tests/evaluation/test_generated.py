@@ -78,6 +78,7 @@ def test_generated_images_are_the_pipeline_s_with_every_option():
         assert not torch.equal(drawn(**over), images), over
 
 
+@pytest.mark.slow
 def test_samples_of_a_sampler_are_measured_and_measured_again(tmp_path, folders):
     small_pipeline().save_pretrained(tmp_path / "pipeline")
     options = {"features": [FEATURES], "parts": ["frechet"], "size": 12, "count": 4, "steps": 2}

@@ -29,6 +29,7 @@ class Layer(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_the_package_s_file_gives_the_features_of_the_same_weights(tmp_path, monkeypatch):
     weights = random_inception.write(tmp_path / "weights.pth")
     state = torch.load(weights)

@@ -103,6 +103,7 @@ def stopped(monkeypatch):
     return after
 
 
+@pytest.mark.slow
 def test_a_measurement_goes_on_with_the_same_command(folders, cache, stopped, capsys):
     """Sixty images a side, twenty at a time: it is stopped among those of the reference, and among the others."""
     words = ["measure", "folder", *folders, "--features", *FEATURES, "--batch-size", "20", "--workers", "0"]
@@ -122,6 +123,7 @@ def test_a_measurement_goes_on_with_the_same_command(folders, cache, stopped, ca
         measure("folder", folders, features=FEATURES, batch_size=20)
 
 
+@pytest.mark.slow
 def test_the_stage_goes_on_too(tmp_path, stopped, monkeypatch):
     """Eight at a time: three batches of images, three of reconstructions, two of samples."""
     monkeypatch.setattr(passes, "EVERY", 0.0)

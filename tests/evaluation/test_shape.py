@@ -28,6 +28,7 @@ def drawn(n=1500, classes=3, apart=0.0) -> tuple[torch.Tensor, torch.Tensor]:
     return 1 + 2 * torch.randn(n, 4, 2, 2, generator=rng) + apart * centres[labels], labels
 
 
+@pytest.mark.slow
 def test_gaussian_latents_are_at_the_gaussian_and_tell_no_class():
     found, arrival = shape(*drawn())
     assert arrival.arrived
@@ -51,6 +52,7 @@ def test_classes_show_and_move_latents_from_the_gaussian(quick):
     assert found["rank_to_reference"] < 0.8
 
 
+@pytest.mark.slow
 def test_a_constant_factor_is_seen_beside_other_latents_and_not_beside_the_gaussian(quick):
     z, labels = drawn(1000)
     assert shape(3 * z, labels)[1].spread == pytest.approx(shape(z, labels)[1].spread, rel=1e-4)
@@ -89,6 +91,7 @@ def test_the_command_measures_checks_and_compares(tmp_path, capsys, quick):
     assert "300 latents against 300" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_of_wide_latents_no_more_samples_are_drawn_than_are_compared(monkeypatch):
     z = torch.randn(40, 4, 2, 2)
     assert len(compared(z, None)[2]) == 5120
@@ -97,6 +100,7 @@ def test_of_wide_latents_no_more_samples_are_drawn_than_are_compared(monkeypatch
     assert shape(z, None)[1].spread > 0.5
 
 
+@pytest.mark.slow
 def test_a_picture_shows_latents_beside_what_they_are_compared_with(tmp_path, monkeypatch, quick):
     monkeypatch.setattr("dmvae.report.latent_map.POINTS", 60)
     for name, classes in (("a", True), ("b", False)):

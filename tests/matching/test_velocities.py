@@ -206,6 +206,7 @@ def test_a_network_of_one_s_own_may_have_a_from_config_and_a_config_of_its_own()
     assert loss.isfinite()
 
 
+@pytest.mark.slow
 def test_a_student_of_a_compiled_teacher_is_a_copy_of_the_network_itself():
     network = FLOW.build(SHAPE, CLASSES)
     compiled = torch.compile(network, backend="eager")

@@ -35,6 +35,7 @@ def inputs_of(cloud, labelled, monkeypatch):
     return SimpleNamespace(seed=0, tensors=lambda stage, name: of[name], test_set=SimpleNamespace(classes=names))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("classes", "labelled", "ending"),
     [

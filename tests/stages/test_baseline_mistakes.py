@@ -35,6 +35,7 @@ def test_a_frozen_encoder_without_a_bottleneck_has_nothing_to_align(tmp_path):
         tiny.run(tiny.write(tmp_path, variants={"x": over}), "x", until="tokenizer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["pretrained", None])
 def test_a_frozen_encoder_that_nobody_trains_is_refused(tmp_path, start):
     """One whose weights are public is not, nor one that the stage `encoder` trains."""

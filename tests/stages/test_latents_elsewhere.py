@@ -74,6 +74,7 @@ def whole(theirs: Path, tensor="latents") -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([shard[tensor] for shard in shards]), torch.cat([shard["labels"] for shard in shards])
 
 
+@pytest.mark.slow
 def test_shards_give_the_generator_and_the_figures_that_images_give(from_images, tmp_path):
     ours, theirs = from_images
     tiny.run(write(tmp_path, theirs))
@@ -203,6 +204,7 @@ def test_posteriors_in_some_shards_alone_are_not_drawn_from(theirs, tmp_path):
     assert torch.equal(found.stored(range(48))[0], z)
 
 
+@pytest.mark.slow
 def test_a_reshaped_tokenizer_learns_from_latents_what_it_learns_from_images(own, tmp_path):
     reshaped = {
         "pretrained": {"type": "reshaped", "source": own, "layers": 2, "width": 8},

@@ -83,6 +83,7 @@ def test_a_distance_that_is_measured_for_another_end_moves_no_ratio(monkeypatch)
     assert (memory.ratio.item(), memory.distance) == (pytest.approx(0.05), 3.0)
 
 
+@pytest.mark.slow
 def test_latents_that_are_not_finite_are_trouble_and_no_mistake_of_the_user_s():
     memory = approach.Approach((2, 2, 2), 1.0, 1.1)
     memory.remember(torch.randn(1024, 2, 2, 2))

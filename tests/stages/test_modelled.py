@@ -35,6 +35,7 @@ def test_samples_are_drawn_again_of_the_classes_that_the_stage_drew(kind):
     assert len(again.first_labels(section, 1, 500, 7)) == 500
 
 
+@pytest.mark.slow
 def test_of_one_distribution_nothing_is_told_apart():
     found = modelled(latents(1000), latents(2500), 0)
     assert found["sampled_whole"] < 1.3
@@ -44,6 +45,7 @@ def test_of_one_distribution_nothing_is_told_apart():
     assert found["sampled_rank"] == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.slow
 def test_samples_that_are_too_alike_are_told():
     found = modelled(latents(1000, 0.7), latents(2500), 0)
     assert found["sampled_whole"] > 3
@@ -72,6 +74,7 @@ def test_the_order_of_the_data_and_of_the_samples_says_nothing(untold):
     assert modelled(sampled, data, 0)["sampled_whole"] < 2
 
 
+@pytest.mark.slow
 def test_classes_that_the_data_has_more_of_are_no_fault_of_the_samples(untold):
     """Nine of ten images are of one class, and half of the samples, as always."""
     many, few = latents(4500) + 5, latents(500) - 5

@@ -108,6 +108,7 @@ def test_a_tokenizer_that_can_only_be_used_as_it_is_stays_eager():
     assert not any(module._compiled_call_impl for module in networks.modules())
 
 
+@pytest.mark.slow
 def test_the_adaptive_weight_s_gradients_run_nothing_that_is_compiled():
     plain, _, _ = adversarial_step()
     found, early, counting = adversarial_step("counting")

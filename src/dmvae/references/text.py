@@ -131,7 +131,10 @@ class TokenGrid(nn.Module):
 
 def longest_caption(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
     """The most tokens that a caption may have: 512, or the encoder's limit if lower (CLIP: 77); the rest is cut off."""
-    limits = (tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
+    limits: tuple[int | None, ...] = (
+        tokenizer.model_max_length,
+        getattr(model.config, "max_position_embeddings", None),
+    )
     return min([512, *(limit for limit in limits if limit and limit > 0)])  # XLNet's -1 is no limit
 
 
