@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from steps import batch_of, trainer_of
 from torch import nn
 
+from dmvae.runtime.random import seed_of
 from dmvae.training.logging import Figures
 from dmvae.training.optim import adamw
 from dmvae.training.stage import TrainingConfig
@@ -95,3 +96,22 @@ def test_the_discriminator_has_its_own_learning_rate(tmp_path):
     rates = {name: optimizer.param_groups[0]["base_lr"] for name, optimizer in trainer.optimizers.items()}
     assert rates["discriminator"] == 3e-5
     assert {rate for name, rate in rates.items() if name != "discriminator"} == {2e-3}
+
+
+def test_what_torch_draws_by_itself_depends_on_the_step_alone(tmp_path, monkeypatch):
+    """As an encoder's dropout does."""
+    trainer = trainer_of(tmp_path, "generator")
+    drawn, updates = [], type(trainer.stage).updates
+
+    def drawing(*args):
+        drawn.append(torch.rand(9).tolist())
+        yield from updates(*args)
+
+    monkeypatch.setattr(type(trainer.stage), "updates", drawing)
+    for history, step in ((5, 3), (7, 3), (7, 4)):
+        torch.manual_seed(history)
+        trainer.step = step
+        trainer.advance(batch_of(trainer, step), Figures(tmp_path, "none", 0, ""))
+    torch.manual_seed(seed_of(*trainer.key, 3, "global", 0))
+    assert drawn[0] == drawn[1] == torch.rand(9).tolist()
+    assert drawn[2] != drawn[0]

@@ -20,6 +20,16 @@ def seed_of(*key: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
 
 
+def seed_globally(seed: int, device: torch.device) -> None:
+    """Seed the generators that torch draws from where it is given none: the CPU's and that of `device`.
+
+    The numbers are those after torch.manual_seed, which takes a millisecond: it writes a stack trace for each kind of
+    device that is not here."""
+    torch.default_generator.manual_seed(seed)
+    if device.type not in ("cpu", "meta"):
+        torch.get_device_module(device).manual_seed(seed)
+
+
 class Random(torch.Generator):
     """The randomness of one step: what is called `rng` in this package.
 

@@ -15,7 +15,7 @@ from dmvae.models.artifact import save_network
 from dmvae.runtime import distributed, sharding
 from dmvae.runtime.gradients import averaged
 from dmvae.runtime.precision import autocast, uses_bf16
-from dmvae.runtime.random import Random, seed_of
+from dmvae.runtime.random import Random, seed_globally, seed_of
 from dmvae.runtime.transfer import Loggable
 from dmvae.training import checkpoint
 from dmvae.training.ema import Average
@@ -96,7 +96,7 @@ class Trainer:
         """All updates of one step on this rank's share of the batch; yields figures to log. With `run.accumulate`, an
         update goes through all parts of the share before it moves its parameters."""
         run, device = self.inputs.sections.run, self.inputs.device
-        torch.manual_seed(seed_of(*self.key, self.step, "global", distributed.rank()))  # for an encoder's dropout
+        seed_globally(seed_of(*self.key, self.step, "global", distributed.rank()), device)  # for an encoder's dropout
         count = run.accumulate if self.stage.takes_parts else 1
         data, labels = batch.data.chunk(count), batch.labels.chunk(count)
         images = [None] * count if batch.images is None else batch.images.chunk(count)
