@@ -35,8 +35,8 @@ Loader.add_implicit_resolver(INT, re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA
 
 
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-"""The one in C is five times as fast, and not in every build of PyYAML. Where they fold a quoted line differs, and nothing
-that is read again."""
+"""The one in C is five times as fast, and not in every build of PyYAML. They differ in where they fold a quoted line,
+and in nothing that is read again."""
 
 
 def as_yaml(values: object) -> str:
