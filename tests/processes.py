@@ -12,11 +12,13 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,11 +46,13 @@ def environment() -> dict[str, str]:
 
 
 class Command:
-    """`dmvae ARGUMENTS`, as it runs."""
+    """`dmvae ARGUMENTS`, or another of PROGRAMS, as it runs; its output goes into the file `out`, where one is
+    given."""
 
-    def __init__(self, *arguments: str, **env: str) -> None:
+    def __init__(self, *arguments: str, program: str = "dmvae", out: str | None = None, **env: str) -> None:
         self.arguments, self.folder = arguments, Path(tempfile.mkdtemp())
-        given = (arguments, environment() | env, str(self.folder), os.getcwd())
+        files = (out or str(self.folder / "1"), str(self.folder / "2"))
+        given = (program, arguments, environment() | env, files, os.getcwd())
         self.process = FORKS.Process(target=_main, args=given)
         self.process.start()
 
@@ -57,6 +61,11 @@ class Command:
 
     def signal(self, number: int) -> None:
         os.kill(self.process.pid, number)
+
+    def said(self) -> str:
+        """Its output and its errors so far."""
+        files = (self.folder / "1", self.folder / "2")
+        return "".join(file.read_text() for file in files if file.exists())
 
     def result(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Wait for its end. After `timeout` seconds it is killed, and subprocess.TimeoutExpired raised."""
@@ -130,21 +139,49 @@ def _rank(world: dict[str, str], function: Callable[..., None], arguments: tuple
         atexit._run_exitfuncs()  # multiprocessing leaves them out
 
 
-def _main(arguments: tuple[str, ...], env: dict[str, str], folder: str, cwd: str) -> None:
-    for number in (1, 2):
-        os.dup2(os.open(Path(folder, str(number)), os.O_WRONLY | os.O_CREAT), number)
+def _main(program: str, arguments: tuple[str, ...], env: dict[str, str], files: tuple[str, str], cwd: str) -> None:
+    for number, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout = os.fdopen(1, "w", closefd=False)  # the old one would seek in a pipe, if it was made for a file
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     trust_the_power()
     multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a command that nobody forked
-    from dmvae import cli
-
     if env.keys() >= PLAIN.keys():
         from dmvae.report import latent_map, training
 
         training.lines, latent_map.latent_map = (lambda *_, **__: ""), (lambda _: "")
     try:
-        cli.main(list(arguments))
+        PROGRAMS[program](*arguments)
     finally:
         atexit._run_exitfuncs()  # multiprocessing leaves them out
+
+
+def _dmvae(*arguments: str) -> None:
+    from dmvae import cli
+
+    cli.main([*arguments])
+
+
+def _torchrun(*arguments: str) -> None:
+    """torchrun's own agent; but that it forks its ranks, where it would start Python for each."""
+    from torch.distributed import run
+
+    def launched(config: Any, entrypoint: str) -> Callable[..., object]:
+        config.start_method = "fork"
+        return elastic_launch(config, _rank_of_torchrun)
+
+    elastic_launch, run.elastic_launch = run.elastic_launch, launched
+    run.main([*arguments])
+
+
+def _rank_of_torchrun(*line: str) -> None:
+    assert line[:3] == ("-u", "-m", "dmvae")
+    try:
+        _dmvae(*line[3:])
+    finally:
+        atexit._run_exitfuncs()
+
+
+PROGRAMS = {"dmvae": _dmvae, "torchrun": _torchrun}

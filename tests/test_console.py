@@ -199,21 +199,40 @@ def test_without_colours_and_in_a_pipe_nothing_is_coloured():
     assert "\x1b" not in piped.stdout + piped.stderr
 
 
-def test_a_reader_that_has_seen_enough_ends_it_quietly():
-    for command in ("--help", "recipes", "run smoke --help"):
+def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
+    for command in ("--help", "recipes"):
         line = f"{sys.executable} -m dmvae {command} | head -n 1; exit ${{PIPESTATUS[0]}}"
         result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=processes.environment())
         assert result.stderr == ""
         assert len(result.stdout.splitlines()) == 1
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    told = processes.Command("run", "smoke", "--help", out=str(pipe))
+    pipe.open().close()
+    result = told.result()
+    assert (result.returncode, result.stderr) == (1, "")
     closed = f"{sys.executable} -m dmvae --help | true"
     assert subprocess.run(["bash", "-c", closed], capture_output=True, env=processes.environment()).stderr == b""
 
 
-@pytest.mark.parametrize("command", ["--version", "recipes", "run smoke --help", "encode --help"])
-def test_what_cannot_be_listed_is_told(command):
+def cold(*arguments):
+    """For commands that import no torch: without the start of the process that others are forked from. Python shall
+    keep what it could not write, and try again at its end, which PYTHONUNBUFFERED would take from it."""
     with open("/dev/full", "w") as full:
-        line = [sys.executable, "-m", "dmvae", *command.split()]
-        result = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, env=processes.environment())
+        line, env = [sys.executable, "-m", "dmvae", *arguments], processes.environment() | {"PYTHONUNBUFFERED": ""}
+        return subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def forked(*arguments):
+    return processes.command(*arguments, out="/dev/full")
+
+
+@pytest.mark.parametrize(
+    ("start", "command"),
+    [(cold, "--version"), (cold, "recipes"), (forked, "run smoke --help"), (forked, "encode --help")],
+)
+def test_what_cannot_be_listed_is_told(start, command):
+    result = start(*command.split())
     assert result.returncode == 1
     assert result.stderr.startswith("dmvae: No space left on device: standard output; ")
     assert len(result.stderr.splitlines()) == 1

@@ -310,7 +310,7 @@ def test_lines_of_a_log_that_are_damaged_are_named(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*log.jsonl, line 1 is damaged")
-def test_a_run_s_table_and_pipeline_are_as_they_were_written(tmp_path, capsys):
+def test_a_run_s_table_and_pipeline_are_as_they_were_written(tmp_path, capsys, plain_report):
     """Whatever is damaged in a finished run: `report` names it, `run` makes it anew."""
     over = {"encoder": None, "tokenizer__train_encoder": True, "variants": None, "matching": None, "reference": None}
     path, run_dir = tiny.write(tmp_path, **over), tmp_path / "run"

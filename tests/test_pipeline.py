@@ -231,12 +231,12 @@ def test_killed_at_random_moments_it_ends_in_the_same_weights(finished, tmp_path
 
 def test_processes_side_by_side_share_the_stages_out(finished, tmp_path):
     _, whole, _ = finished
-    path = tiny.write(tmp_path)
+    path = tiny.write(tmp_path, evaluate=None)
     both = [processes.Command("run", str(path), **processes.PLAIN) for _ in range(2)]
     results = [process.result() for process in both]
     assert [result.returncode for result in results] == [0, 0], results
     ran = [line.split(":")[0] for result in results for line in result.stdout.splitlines() if "run (new)" in line]
-    assert len(ran) == len(set(ran)) == 14, "every stage ran in exactly one of them"
+    assert len(ran) == len(set(ran)) == 12, "every stage ran in exactly one of them"
     ours, theirs = tiny.weights(tmp_path / "run"), tiny.weights(whole)
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 

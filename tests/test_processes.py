@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,16 +56,34 @@ def test_gpus_go_round(monkeypatch, visible, expected):
     assert [env["CUDA_VISIBLE_DEVICES"] for env in environments(3)] == expected
 
 
+class Forked(processes.Command):
+    """In place of a process that would import torch first."""
+
+    def __init__(self, words, variables):
+        pipe = Path(tempfile.mkdtemp()) / "pipe"
+        os.mkfifo(pipe)
+        super().__init__(*words, out=str(pipe), **variables)
+        self.stdout, self.kill, self.send_signal = pipe.open(), self.process.kill, self.signal
+
+    def poll(self):
+        return self.process.exitcode
+
+    def wait(self):
+        self.process.join()
+        return self.process.exitcode
+
+
 @pytest.mark.slow
-def test_two_share_the_stages_out_and_leave_what_one_does(tmp_path):
+def test_two_share_the_stages_out_and_leave_what_one_does(tmp_path, monkeypatch, capsys, plain_report):
     two = {"a": tiny.RECIPE["variants"]["kl"], "b": tiny.RECIPE["variants"]["kl"] | {"seed": 1}}
-    result = processes.command("run", str(tiny.write(tmp_path, variants=two)), "--processes", "2", **ONE_THREAD)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("summary:  ") == result.stdout.count("data: 48 training") == 1
+    monkeypatch.setattr(side, "_started", Forked)
+    run("run", [str(tiny.write(tmp_path, variants=two, evaluate=None)), "--processes", "2"])
+    said = capsys.readouterr().out
+    assert said.count("summary:  ") == said.count("data: 48 training") == 1
     (tmp_path / "alone").mkdir()
-    for job in tiny.run(tiny.write(tmp_path / "alone", variants=two), until="generator"):
+    for job in tiny.run(tiny.write(tmp_path / "alone", variants=two, evaluate=None), until="generator"):
         folder = tmp_path / "run/stages" / job.folder.name
-        assert result.stdout.count(f"run (new) {folder}\n") == 1
+        assert said.count(f"run (new) {folder}\n") == 1
         if job.stage.name == "generator":
             name = "generator/diffusion_pytorch_model.safetensors"
             assert read_done(folder)["files"][name] == read_done(job.folder)["files"][name]
@@ -188,7 +208,7 @@ def saved(tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_reaches_all_and_each_saves(tmp_path):
-    over = {"tokenizer__steps": 100_000, "losses__adversarial__weight": 0.0}  # minutes
+    over = {"tokenizer__steps": 100_000, "losses__adversarial__weight": 0.0, "run__save_every": 10}  # minutes
     path = tiny.write(tmp_path, variants={"a": {"seed": 0}, "b": {"seed": 1}}, **over)
     tiny.run(path, only="encoder")
     running = processes.Command("tokenizer", str(path), "--processes", "2", **ONE_THREAD)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch import nn
 
 from dmvae import Autoencoder, pipeline
@@ -16,6 +15,7 @@ from dmvae import config as configs
 from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.runtime.joined import joined
+from dmvae.runtime.yaml_text import as_yaml
 
 DIT = {"width": 16, "depth": 1, "heads": 2}
 RECIPE = {
@@ -62,7 +62,7 @@ def write(folder: Path, **over) -> Path:
         values.pop("variants")
     values = configs.merge(values, {key.replace("__", "."): value for key, value in over.items()})
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    path.write_text(as_yaml(values))
     return path
 
 

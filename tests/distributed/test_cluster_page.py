@@ -33,8 +33,8 @@ def commands(word):
     return [line for line in lines + told if word in line]
 
 
-def started(folder, command, ranks=2, recipe=None, times=1):
-    """Exit codes and what was printed of the command, started so many times in the folder."""
+def written_for_here(folder, command, ranks=2, recipe=None):
+    """The command for so many ranks of this machine."""
     recipe = recipe or tiny.write(folder, variants=None, tokenizer__train_encoder=True, **dict.fromkeys(STAGES))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -48,6 +48,11 @@ def started(folder, command, ranks=2, recipe=None, times=1):
         ("recipe.yaml", str(recipe)),
     ):
         command = command.replace(written, here)
+    return command
+
+
+def started(folder, command):
+    """Exit code and what was printed of the command, in the folder."""
     bin = folder / "bin"
     bin.mkdir(exist_ok=True)
     for name, body in STUBS.items():
@@ -55,14 +60,9 @@ def started(folder, command, ranks=2, recipe=None, times=1):
         (bin / name).chmod(0o755)
     path = os.pathsep.join([str(bin), str(Path(sys.executable).parent), os.environ["PATH"]])
     env = processes.environment() | {"PATH": path, "SLURM_NNODES": "1", "SLURM_JOB_ID": "7"}
-    running = [
-        subprocess.Popen(
-            ["bash", "-c", command], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for _ in range(times)
-    ]
-    said = [process.communicate(timeout=500)[0] for process in running]
-    return [process.returncode for process in running], "\n".join(said)
+    line = ["bash", "-c", command]
+    ended = subprocess.run(line, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return ended.returncode, ended.stdout
 
 
 def test_all_commands_are_tried():
@@ -72,8 +72,12 @@ def test_all_commands_are_tried():
 
 def test_the_ranks_of_two_nodes_train(tmp_path):
     (command,) = commands("torchrun --nnodes 2")
-    codes, said = started(tmp_path, command, 1, times=2)
-    assert codes == [0, 0], said
+    program, *words = shlex.split(written_for_here(tmp_path, command, ranks=1))
+    assert program == "torchrun"
+    nodes = [processes.Command(*words, program="torchrun") for _ in range(2)]
+    results = [node.result() for node in nodes]
+    said = "\n".join(result.stdout + result.stderr for result in results)
+    assert [result.returncode for result in results] == [0, 0], said
     assert len([*tmp_path.glob("run/stages/tokenizer-*/done.json")]) == 1
     assert said.count("tokenizer: run (new)") == 1, said  # not once for each rank
     # at the start of a line: torchrun's own log has one behind its prefix, where the node of the rendezvous ends first
@@ -103,8 +107,8 @@ def noting(tmp_path, monkeypatch):
 def test_every_rank_is_started_once(tmp_path, noting, word):
     noting()
     (command,) = commands(word)
-    codes, said = started(tmp_path, command, recipe="recipe.yaml")
-    assert codes == [0], said
+    code, said = started(tmp_path, written_for_here(tmp_path, command, recipe="recipe.yaml"))
+    assert code == 0, said
     ranks = (tmp_path / "started").read_text().splitlines()
     assert sorted(ranks) == ["0 2 0 run recipe.yaml", "1 2 1 run recipe.yaml"]
     assert not (tmp_path / "requeued").exists()
@@ -113,7 +117,7 @@ def test_every_rank_is_started_once(tmp_path, noting, word):
 def test_a_job_that_has_not_ended_well_is_put_into_the_queue_again(tmp_path, noting):
     noting(code=130)
     (command,) = commands("SBATCH")
-    started(tmp_path, command, ranks=1, recipe="recipe.yaml")
+    started(tmp_path, written_for_here(tmp_path, command, ranks=1, recipe="recipe.yaml"))
     assert (tmp_path / "started").read_text() == "0 1 0 run recipe.yaml\n"
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
 

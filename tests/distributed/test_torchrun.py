@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -25,31 +23,21 @@ def start(tmp_path):
 
     def start(*options, **over):
         path = tiny.write(tmp_path, variants=None, encoder__steps=STEPS, run__workers=0, **over)
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
-        said = tmp_path / "said"
-        with said.open("w") as file:
-            process = subprocess.Popen(
-                [*torchrun, "-m", "dmvae", "encoder", str(path)],
-                env=processes.environment(),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        started.append(process)
-        return process, said
+        line = ("--standalone", "--nproc-per-node", "2", *options, "-m", "dmvae", "encoder", str(path))
+        started.append(processes.Command(*line, program="torchrun"))
+        return started[0]
 
     yield start
-    for process in started:
-        for pid in [*ranks(process).values(), process.pid] if process.poll() is None else []:
+    for command in started:
+        for pid in [] if command.ended() else [*ranks(command), command.process.pid]:
             os.kill(pid, signal.SIGKILL)
-        process.wait()
+        command.result()
 
 
-def ranks(process):
-    """Rank -> the process that it is, of those that torchrun has started."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    given = {int(pid): Path("/proc", pid, "environ").read_bytes().split(b"\0") for pid in children}
-    return {int(x[5:]): pid for pid, env in given.items() for x in env if x.startswith(b"RANK=")}
+def ranks(command):
+    """The processes of the ranks that torchrun has started, in their order."""
+    pid = command.process.pid
+    return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def steps(tmp_path):
@@ -58,25 +46,26 @@ def steps(tmp_path):
     return sorted(int(folder.name.removeprefix("step-")) for folder in found) or [0]
 
 
-def wait_for(step, tmp_path, process, said):
+def wait_for(step, tmp_path, command):
     """Wait for a checkpoint of that step or a later one."""
     until = time.monotonic() + 120
     while steps(tmp_path)[-1] < step:
-        assert process.poll() is None, f"it ended before it could be stopped: {said.read_text()}"
+        assert not command.ended(), f"it ended before it could be stopped: {command.said()}"
         assert time.monotonic() < until
         time.sleep(0.01)
 
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_is_started_again_and_told_to_stop_all_save(tmp_path, start):
-    process, said = start("--max-restarts", "1", run__save_every=4)
-    wait_for(4, tmp_path, process, said)
-    os.kill(ranks(process)[1], signal.SIGKILL)
-    wait_for(steps(tmp_path)[-1] + 8, tmp_path, process, said)  # it may have been about to write one
-    assert "resumes at step" in said.read_text()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) != 0
-    assert "stopped; the state was saved, the same command goes on" in said.read_text()
+    command = start("--max-restarts", "1", run__save_every=4)
+    wait_for(4, tmp_path, command)
+    os.kill(ranks(command)[1], signal.SIGKILL)
+    wait_for(steps(tmp_path)[-1] + 8, tmp_path, command)  # it may have been about to write one
+    assert "resumes at step" in command.said()
+    command.signal(signal.SIGTERM)
+    command.process.join(30)
+    assert command.process.exitcode not in (0, None)
+    assert "stopped; the state was saved, the same command goes on" in command.said()
     assert not [*tmp_path.glob("run/stages/encoder-*/checkpoints/*.part")]
     assert not [*tmp_path.glob("run/stages/encoder-*/done.json")]
 

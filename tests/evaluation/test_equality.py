@@ -14,7 +14,7 @@ from PIL import Image
 
 from dmvae.commands.measurements import measure
 from dmvae.datasets.shapes import Shapes
-from dmvae.evaluation import features
+from dmvae.evaluation import features, kernel
 from dmvae.evaluation.frechet import Statistics, frechet_distance, frechet_distance_of_few
 from dmvae.evaluation.kernel import inception_score, kernel_distance
 from dmvae.evaluation.manifolds import manifold_values
@@ -119,8 +119,8 @@ def test_perceptual_distance_is_lpips():
     torch.testing.assert_close(ours["lpips_vgg16"].float(), theirs, rtol=1e-5, atol=0)
 
 
-N = 10
-"""Images of each folder: as many as the parts that the Inception Score is taken of."""
+N = 4
+"""Images of each folder, and parts that the Inception Score is taken of here."""
 
 
 @pytest.mark.slow
@@ -130,6 +130,7 @@ def test_a_folder_is_measured_as_torch_fidelity_does(tmp_path, monkeypatch):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(features, "CHUNK", N)  # no padding to compute
+    monkeypatch.setattr(kernel, "SPLITS", N)
     folders, taken = [], []
     heads_of = features.Extractor.heads
     monkeypatch.setattr(
@@ -148,7 +149,7 @@ def test_a_folder_is_measured_as_torch_fidelity_does(tmp_path, monkeypatch):
         ours = measure("folder", [str(f) for f in folders], features=[f"inception={weights}"], batch_size=N)
     theirs = calculate_metrics(
         input1=str(folders[1]), input2=str(folders[0]), cuda=False, batch_size=N, fid=True, kid=True, isc=True,
-        kid_subset_size=N, kid_subsets=1, save_cpu_ram=True, feature_extractor_weights_path=str(weights),
+        isc_splits=N, kid_subset_size=N, kid_subsets=1, save_cpu_ram=True, feature_extractor_weights_path=str(weights),
         verbose=False, cache=False,
     )  # fmt: skip
     (name,) = ours["manifest"]["features"]

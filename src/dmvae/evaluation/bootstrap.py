@@ -17,6 +17,8 @@ def interval(values: Tensor) -> tuple[float, float]:
     """
     generator = torch.Generator().manual_seed(SEED)
     x = values.double().cpu()
-    means = torch.stack([x[torch.randint(len(x), (len(x),), generator=generator)].mean() for _ in range(DRAWS)])
+    at_once = max(1, 2**18 // len(x))
+    counts = [min(at_once, DRAWS - done) for done in range(0, DRAWS, at_once)]
+    means = torch.cat([x[torch.randint(len(x), (count, len(x)), generator=generator)].mean(1) for count in counts])
     low, high = torch.quantile(means, torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)).tolist()
     return low, high

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -73,13 +74,16 @@ _lost: list[OSError] = []
 
 
 def require_printed() -> None:
-    """Raise OSError, once, if something that was printed could not be written."""
+    """Raise OSError, once, if something that was printed could not be written. What waits to be written is dropped
+    then: Python would try again as it exits, tell the error in two lines of its own, and end with exit code 120."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
         if _lost:
             raise _lost.pop()
     except OSError as error:
+        with suppress(AttributeError, io.UnsupportedOperation):  # where sys.stdout is None, or an object without a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 
