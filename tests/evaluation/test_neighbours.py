@@ -1,10 +1,12 @@
 """Nearest neighbours, by brute force, and the dimension that their distances tell."""
 
 import math
+import re
 
 import pytest
 import torch
 
+from dmvae.evaluation import rows
 from dmvae.evaluation.neighbours import intrinsic_dimension, nearest
 from draws import normal, rotation
 
@@ -56,3 +58,12 @@ def test_intrinsic_dimension_takes_copies_for_one():
     assert intrinsic_dimension(z[:10], k=20) == intrinsic_dimension(z[:10], k=9)
     with pytest.raises(ValueError, match="2 or more"):
         intrinsic_dimension(z, k=1)
+
+
+def test_a_long_pass_over_rows_has_a_bar_and_a_short_one_none(monkeypatch, capsys):
+    points = normal(700, 3)
+    short = nearest(points)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(rows, "LONG", 700)
+    assert all(torch.equal(a, b) for a, b in zip(nearest(points), short, strict=True))
+    assert re.search(r"distances +700/700 .* rows/s", capsys.readouterr().out)

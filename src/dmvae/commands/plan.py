@@ -287,7 +287,7 @@ def _too_much(recipe: Recipe, machine: Machine, costs: dict[type[Stage], Cost]) 
 
 
 def _disk(name: str, recipe: Recipe, cost: Cost | None, items: int | None) -> int:
-    """Bytes that a stage's folder comes to hold: networks and checkpoints (after stops two more), latents, or images."""
+    """Bytes that a stage's folder comes to hold: networks, checkpoints (after stops two more), latents or images."""
     section = recipe.section(name)
     if cost is not None:  # two checkpoints and one that is written, snapshots, and the final networks
         held = 5 if getattr(section, "rollback", False) else 3  # two more are kept to roll back to

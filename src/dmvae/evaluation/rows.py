@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from dmvae.runtime import distributed
+from dmvae.runtime.console import Bar
 from dmvae.runtime.precision import full_precision, without_tf32
+
+LONG = 20_000
+"""Rows from which a CPU takes minutes, so that there is a bar."""
 
 
 def by_rows(compute: Callable[[slice], Sequence[Tensor]], x: Tensor, chunk: int, *, shared: bool) -> list[Tensor]:
@@ -21,9 +25,11 @@ def by_rows(compute: Callable[[slice], Sequence[Tensor]], x: Tensor, chunk: int,
     n, (rank, world) = len(x), (distributed.rank(), distributed.world_size()) if shared else (0, 1)
     share = -(-n // (chunk * world)) * chunk
     first, last = min(rank * share, n), min((rank + 1) * share, n)
-    with without_tf32(x.device), full_precision(x):
-        # A rank without rows calls `compute` with an empty slice, to know the shapes.
-        parts = [compute(slice(i, min(i + chunk, last))) for i in range(first, last, chunk) or [first]]
+    parts = []
+    with without_tf32(x.device), full_precision(x), Bar("distances", last - first if n >= LONG else 0, "rows") as bar:
+        for i in range(first, last, chunk) or [first]:  # a rank without rows takes an empty slice, to know the shapes
+            parts.append(compute(slice(i, min(i + chunk, last))))
+            bar.step(chunk)
     own = [torch.cat(column) for column in zip(*parts, strict=True)]
     return own if world == 1 else [gathered(rows, share)[:n] for rows in own]
 

@@ -204,7 +204,7 @@ class Bar:
         self.text = text = f"{text}  {self.note}".rstrip()
         if self.progress:
             self.progress.update(self.task, completed=self.done, note=text)
-        elif _is_main() and time.monotonic() - self.said > self.every:
+        elif self.total and _is_main() and time.monotonic() - self.said > self.every:
             self._line()
 
     def _line(self) -> None:
