@@ -337,7 +337,7 @@ def _given(recipe: Recipe) -> Iterator[tuple[str, bool, list[tuple[str, object]]
     for place, (unread, _) in IDLE.items():
         section, _, names = place.rpartition(".")
         owner = part(recipe, section)
-        fields = getattr(owner, "__dataclass_fields__", {})  # dataclasses.fields makes a list anew, each time
+        fields = {f.name: f for f in dataclasses.fields(owner)} if dataclasses.is_dataclass(owner) else {}
         known = [(name, getattr(owner, name), fields[name]) for name in names.split("|") if name in fields]
         if items := [(name, value) for name, value, field in known if value != default_of(field)]:
             yield place, unread(recipe), items
