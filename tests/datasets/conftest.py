@@ -16,3 +16,11 @@ def private_hub(tmp_path_factory, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("arrow"))
     datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder of parquet files, of 15 training images and 4 others."""
+    from packed import animals
+
+    return animals(tmp_path / "animals")
