@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
+from elsewhere import NOTHING, PIXELS, refused, whole, write
 from safetensors.torch import load_file, save_file
 
 import tiny
-from dmvae import checks, cli
+from dmvae import cli
 from dmvae.commands.serve import read
 from dmvae.datasets import look_again
 from dmvae.datasets.image_file import write_png
-from dmvae.jobs import plan
 from dmvae.latents.store import LatentSet
 from dmvae.pipeline import about_data
 from dmvae.recipe import load
@@ -23,42 +22,12 @@ from dmvae.serve.folder import Networks
 from dmvae.stages.generator import GeneratorStage
 from dmvae.tokenizers.adapted import load_tokenizer
 
-TRAINED = ("encoder", "tokenizer", "reference", "matching", "decoder", "autoencoder", "variants")
-PIXELS = dict.fromkeys(TRAINED) | {"pretrained": {"type": "identity", "patch": 2}, "run__precision": "float32"}
-"""Latents without a training: 2x2 pixels of 3 colours are 12 channels at 6x6."""
-IMAGES = {"type": "shapes", "num_classes": 3, "count": 48, "test_count": 24}
-TRAINED_FURTHER = {name: {"steps": 8, "batch_size": 8} for name in ("tokenizer", "reference", "matching")}
-NOTHING = {"evaluate": None, "sample": None}
-
 
 @pytest.fixture(scope="module")
-def from_images(tmp_path_factory) -> tuple[Path, Path]:
-    """(a variant's folder of a run on images, what `dmvae export lightningdit-latents` made of its latents)."""
-    folder = tmp_path_factory.mktemp("images")
-    tiny.run(tiny.write(folder, **PIXELS, latents={"mirrored": True, "shard_size": 20}))
-    cli.main(["export", "lightningdit-latents", str(folder / "run/main/latents"), "--out", str(folder / "theirs")])
-    return folder / "run/main", folder / "theirs"
-
-
-@pytest.fixture
-def theirs(from_images) -> Path:
-    return from_images[1]
-
-
-@pytest.fixture
-def own(tmp_path) -> dict[str, str]:
-    """A tokenizer that can be trained further."""
-    return {"type": "dmvae", "path": str(tiny.variational(tmp_path / "own", torch.full((4,), 0.1)))}
-
-
-def write(folder: Path, root: Path, data=None, **over) -> Path:
-    """A recipe of latents at `root`."""
-    folder.mkdir(exist_ok=True)
-    path = tiny.write(folder, **(PIXELS | over))
-    recipe = yaml.safe_load(path.read_text())
-    recipe["data"] = {"type": "latents", "root": str(root), "size": 12, "test": IMAGES} | (data or {})
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-    return path
+def from_images(theirs) -> tuple[Path, Path]:
+    """(a variant's folder of the run on images, which is finished here, what was exported of its latents)."""
+    tiny.run(theirs.parent / "recipe.yaml")
+    return theirs.parent / "run/main", theirs
 
 
 def generator(run: Path) -> dict[str, torch.Tensor]:
@@ -67,11 +36,6 @@ def generator(run: Path) -> dict[str, torch.Tensor]:
 
 def alike(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def whole(theirs: Path, tensor="latents") -> tuple[torch.Tensor, torch.Tensor]:
-    shards = [load_file(path) for path in sorted(theirs.glob("*.safetensors"))]
-    return torch.cat([shard[tensor] for shard in shards]), torch.cat([shard["labels"] for shard in shards])
 
 
 @pytest.mark.slow
@@ -170,18 +134,6 @@ def test_given_statistics_normalise_where_they_are_near(theirs, tmp_path):
         tiny.run(write(tmp_path / "far", root, **NOTHING), until="latents")
 
 
-def test_a_dead_channel_does_not_hide_statistics_of_other_latents(theirs, tmp_path):
-    z, labels = whole(theirs)
-    z[:, 2] = 0
-    (tmp_path / "some").mkdir()
-    save_file({"latents": z, "labels": labels}, tmp_path / "some/a.safetensors")
-    mean = z.mean((0, 2, 3)) + 50
-    mean[2] = 0
-    torch.save({"mean": mean, "std": torch.ones(12)}, tmp_path / "some/latents_stats.pt")
-    with pytest.raises(ValueError, match=r"statistics beside the latents give channel .* they are of other latents"):
-        tiny.run(write(tmp_path, tmp_path / "some", {"test": None}, **NOTHING), until="latents")
-
-
 def test_latents_of_a_run_that_whitened_them_are_whitened_as_there(from_images, tmp_path):
     """So that the generator of that run, as `generator.start_from`, sees what it was trained on."""
     tiny.run(tiny.write(tmp_path, **(PIXELS | NOTHING), latents={"whitening": 1.0}), until="latents")
@@ -234,82 +186,6 @@ def test_without_test_images_a_generator_is_trained(theirs, tmp_path):
     )
 
 
-def refused(path: Path) -> list[str]:
-    """What is wrong with a recipe before it runs."""
-    recipe = load(path)["main"]
-    try:
-        plan({"main": recipe}, Path(recipe.run.dir))
-        return list(checks.problems(recipe, recipe.stages()))
-    except ValueError as error:
-        return [str(error)]
-
-
-@pytest.mark.parametrize(
-    ("over", "told"),
-    [
-        ({"latents": {"stored": 8}}, "latents.stored: all latents are stored already"),
-        ({"latents": {"mirrored": True}}, "latents.mirrored: files that hold latents_flip"),
-        ({"latents": {"drawn": True}}, "latents.drawn: the files say what was drawn"),
-        (
-            {"pretrained": {"type": "identity", "patch": 3}},
-            "holds latents [12, 6, 6], and `pretrained` makes [27, 4, 4]",
-        ),
-        ({"evaluate__metrics": ["memorisation"]}, "evaluate.metrics: memorisation needs training images"),
-        (TRAINED_FURTHER, "tokenizer: it trains on images"),
-        (
-            TRAINED_FURTHER,
-            "matching: it trains on images, and data.type: latents has none; set matching: null, or take",
-        ),
-        (TRAINED_FURTHER, "reference.distribution: 'features' is made of training images"),
-        ({"data": {"flip": True}}, "data.flip: latents are taken as they lie"),
-        ({"data": {"test": IMAGES | {"flip": True}}}, "data.test.flip: test images are never mirrored"),
-        ({"data": {"limit": 9}}, "data.limit: latents are taken as they lie"),
-        ({"data": {"test": IMAGES | {"size": 16}}}, "data.test.size: 16, and data.size is 12"),
-        ({"data": {"test": {"type": "image_folder", "root": "gone"}}}, "data.test.root: gone does not exist"),
-        ({"data": {"test": IMAGES | {"num_classes": 2}}}, "has the label 2, and data.test has 2 classes"),
-    ],
-)
-def test_what_latents_cannot_give_is_refused_before_anything_runs(over, told, theirs, own, tmp_path):
-    if over is TRAINED_FURTHER:
-        over = over | {"pretrained": own}
-    try:
-        found = refused(write(tmp_path, theirs, **over))
-    except ValueError as error:
-        found = [str(error)]
-    assert any(told in problem for problem in found), found
-
-
-def test_scaled_latents_are_noticed_by_the_test_images(theirs, tmp_path):
-    z, labels = whole(theirs)
-    (tmp_path / "some").mkdir()
-    save_file({"latents": 0.18215 * z, "labels": labels}, tmp_path / "some/a.safetensors")
-    with pytest.raises(ValueError, match=r"have standard deviation 5.5 .* the files hold scaled or normalised latents"):
-        tiny.run(write(tmp_path, tmp_path / "some", **NOTHING), until="latents")
-
-
-def test_nan_is_noticed_and_its_place_told(theirs, tmp_path):
-    z, labels = whole(theirs)
-    (tmp_path / "some").mkdir()
-    z[7, 3, 2, 1] = torch.nan
-    save_file({"latents": z, "labels": labels}, tmp_path / "some/a.safetensors")
-    with pytest.raises(ValueError, match=r"some/a.safetensors: latent 7: NaN or infinity in 'latents'"):
-        tiny.run(write(tmp_path, tmp_path / "some", **NOTHING), until="latents")
-
-
-def test_the_classes_that_encode_wrote_are_those_of_the_test_images(theirs, tmp_path):
-    z, labels = whole(theirs)
-    (tmp_path / "some").mkdir()
-    save_file({"latents": z, "labels": labels}, tmp_path / "some/a.safetensors")
-    names = ["circle", "square", "triangle"]
-    (tmp_path / "some/encode.json").write_text(json.dumps({"classes": names}))
-    path = write(tmp_path, tmp_path / "some", **NOTHING)
-    assert refused(path) == []
-    (tmp_path / "some/encode.json").write_text(json.dumps({"classes": names[::-1]}))
-    look_again()
-    (told,) = refused(path)
-    assert "are of the classes triangle, square, circle, and data.test has the classes circle, square, triangle" in told
-
-
 def test_how_test_images_were_chosen_is_told_with_the_field_that_says_it(theirs, tmp_path):
     for name in ("circle", "square", "triangle"):
         for i in range(3):
@@ -337,22 +213,3 @@ def test_the_page_shows_a_run_of_links_with_their_files_and_without(theirs, tmp_
             root.rename(tmp_path / "moved")
         folder = read(tmp_path / "run", Networks(torch.device("cpu")), data=False, trust=False)
         assert folder.learned == {"main": [0, 1, 2]}
-
-
-def test_files_that_are_gone_or_changed_are_noticed(theirs, tmp_path):
-    root = tmp_path / "some"
-    shutil.copytree(theirs, root)
-    path = write(tmp_path, root, **NOTHING)
-    tiny.run(path, until="latents")
-    folders = tiny.folders_of(path)
-    root.rename(tmp_path / "moved")
-    with pytest.raises(ValueError, match=r"is a link to .*some.* which is gone: put that back"):
-        LatentSet(tmp_path / "run/main/latents/latents")
-    moved = write(tmp_path, tmp_path / "moved", **NOTHING)
-    assert tiny.folders_of(moved) == folders, "where latents are is not what they are"
-    file = min((tmp_path / "moved").glob("*.safetensors"))
-    held = {name: x + (name == "latents") for name, x in load_file(file).items()}
-    file.unlink()
-    save_file(held, file)
-    look_again()
-    assert tiny.folders_of(moved) != folders
