@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 from functools import partial
-from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -12,14 +11,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.training_utils import EMAModel
-from PIL import Image
+from pipeline_run import made
 from safetensors.torch import load_file
 
-import tiny
 from dmvae import Autoencoder, DMVAEPipeline, LightningDiT
 from dmvae.datasets.pixels import to_uint8
 from dmvae.interop.pipeline import build_pipeline
-from dmvae.report.pipelines import write_pipelines
 from dmvae.stages.sample import SampleConfig, generate_latents
 
 pytestmark = pytest.mark.slow
@@ -31,12 +28,8 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module", params=["float32"])
 def run(tmp_path_factory, request):
-    """A finished run of one variant, its jobs, and the pipeline's folder."""
-    over = {"sample.guidance": [2.0, 1.0], "sample.time_shift": 2.5, "run.precision": request.param}
-    path = tiny.write(tmp_path_factory.mktemp("run"), **over)
-    jobs = tiny.run(path, "kl", until="sample" if request.param == "bfloat16" else None)
-    (folder,) = write_pipelines(jobs, path.parent / "run")
-    return path.parent / "run", jobs, folder
+    """A run that has drawn its samples, its jobs, and the pipeline's folder."""
+    return made(tmp_path_factory.mktemp("run"), request.param, until="sample")
 
 
 @pytest.fixture
@@ -177,47 +170,6 @@ def test_callbacks_see_every_step_may_change_the_latents_and_may_stop(pipeline):
 def test_it_shows_a_progress_bar(run, capsys):
     DMVAEPipeline.from_pretrained(run[2])(0, num_inference_steps=4, output_type="latent")
     assert "4/4" in capsys.readouterr().err
-
-
-def test_the_card_tells_the_figures_and_the_recipe_and_travels_with_the_weights(run, pipeline, tmp_path, monkeypatch):
-    run_dir, _, folder = run
-    card = (folder / "README.md").read_text()
-    metrics = json.loads((run_dir / "kl/evaluate/metrics.json").read_text())
-    assert f"| gFD ↓ | {metrics['gfd']:.4g} |" in card
-    assert "guidance_scale=2.0" in card
-    shown = torch.from_numpy(np.array(Image.open(folder / "pictures/0.png"))).permute(2, 0, 1)
-    first = load_file(run_dir / "kl/sample/guidance-2/samples-00000.safetensors")["images"][0]
-    assert torch.equal(shown, first), "the card's pictures are of the scale of its code and its figures"
-    assert "kl_weight: 0.001" in card
-    pipeline.save_pretrained(tmp_path / "copy")
-    assert (tmp_path / "copy" / "README.md").read_text() == card
-
-    # what would be uploaded to a hub
-    uploaded = {}
-    monkeypatch.setattr("diffusers.utils.hub_utils.create_repo", lambda *a, **k: type("Url", (), {"repo_id": "me/it"}))
-    monkeypatch.setattr("diffusers.utils.hub_utils.load_or_create_model_card", lambda *a, **k: EmptyCard())
-    monkeypatch.setattr("diffusers.utils.hub_utils.populate_model_card", lambda c, **k: c)
-    monkeypatch.setattr(
-        "diffusers.utils.hub_utils.upload_folder",
-        lambda folder_path, **k: uploaded.update(card=(Path(folder_path) / "README.md").read_text()),
-    )
-    pipeline.push_to_hub("me/it")
-    assert uploaded["card"] == card
-
-
-class EmptyCard:
-    def save(self, path):
-        Path(path).write_text("empty")
-
-
-def test_a_second_run_keeps_the_weights_and_renews_the_card(run):
-    run_dir, jobs, folder = run
-    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    before = weights.stat().st_mtime_ns
-    (folder / "README.md").write_text("old")
-    write_pipelines(jobs, run_dir)
-    assert weights.stat().st_mtime_ns == before
-    assert "## Recipe" in (folder / "README.md").read_text()
 
 
 def test_the_parts_load_on_their_own(run):
