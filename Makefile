@@ -10,7 +10,7 @@ help:
 	@echo "make demo         Fashion-MNIST, three tokenizers and their generators, a table and a report (runs/demo)"
 	@echo "make install-dev  what tests, linters and benchmarks need too"
 	@echo "make test         the tests"
-	@echo "make test-fast    those that take less than a second or two each: about a minute"
+	@echo "make test-fast    those that take less than a second or two each: some minutes"
 	@echo "make test-oldest  the tests with the oldest versions of torch, diffusers and the others that are allowed"
 	@echo "make torture      kills, damage, hostile files: what is lost, hangs, or is used in silence; hours"
 	@echo "make lint         formatting, lint and types; make format mends what can be mended"

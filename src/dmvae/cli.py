@@ -21,6 +21,7 @@ import dmvae
 from dmvae.commands.parser import USAGE, CheckFailed
 from dmvae.registry import place_of
 from dmvae.runtime.console import console, forget_lost, printable, require_printed
+from dmvae.runtime.heap import keep_freed_memory
 from dmvae.spelling import nearest
 
 COMMANDS = {
@@ -53,6 +54,7 @@ FIXES = {
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `dmvae` command. Exit code 2: a mistake in what was asked; 1: the run failed; 130: stopped."""
     atexit.register(_end_quickly)
+    keep_freed_memory()
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
