@@ -188,17 +188,6 @@ def test_a_tokenizer_of_a_run_is_as_its_stage_wrote_it(tmp_path):
     load_tokenizer(tmp_path / "copy")
 
 
-def test_a_snapshot_is_as_its_stage_wrote_it(tmp_path):
-    folder = tmp_path / "stage/snapshots/step-00000100/generator"
-    folder.mkdir(parents=True)
-    (folder / "weights").write_bytes(b"weights")
-    write_done(tmp_path / "stage", {"seconds": 1.0})
-    assert require_intact(folder) == folder
-    flip(folder / "weights")
-    with pytest.raises(ValueError, match="generator/weights is corrupt"):
-        require_intact(folder)
-
-
 def test_a_damaged_list_of_a_pipeline_s_files_is_named(tmp_path):
     (tmp_path / "x").touch()
     write_source(tmp_path, {"generator": "here"})
