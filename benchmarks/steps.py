@@ -31,6 +31,7 @@ from dmvae.inputs import Inputs
 from dmvae.jobs import Job, plan
 from dmvae.recipe import Recipe, load
 from dmvae.runtime.footprint import Footprint
+from dmvae.runtime.heap import keep_freed_memory
 from dmvae.runtime.precision import uses_bf16
 from dmvae.training.stage import Batch
 from dmvae.training.trainer import Trainer
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="as `run.compile: true` does, beside eager steps")
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu or cuda (default: %(default)s)")
     args, rest = parser.parse_known_args()
+    keep_freed_memory()  # as a command does
     recipe = max(load(args.recipe, parse_overrides(rest)).values(), key=lambda r: len(stages_of(r)))
     if args.compile:  # eager steps stand beside the compiled ones, whatever the recipe has
         recipe = replace(recipe, run=replace(recipe.run, compile=False))
