@@ -6,7 +6,7 @@ import torch
 import processes
 from dmvae.datasets.memory import MemoryDataset
 from dmvae.evaluation import classification, images, manifolds, neighbours, passes
-from dmvae.evaluation.rows import by_rows
+from dmvae.evaluation.rows import by_rows, gathered
 from dmvae.runtime import distributed
 from dmvae.tokenizers.editor import Editor
 
@@ -79,6 +79,15 @@ def test_every_row_is_of_one_rank(monkeypatch, world):
         (i, min(i + 5, 43)) for i in range(0, 43, 5)
     ]
     assert len(asked) >= world  # a rank without rows was asked for their shape
+
+
+def test_who_is_first_waits_on_the_cpu(monkeypatch):
+    """GPUs wait for each other only as long as in a training step, and a rank may take hours longer for its images."""
+    asked = []
+    monkeypatch.setattr(distributed, "barrier", lambda: asked.append("barrier"))
+    monkeypatch.setattr(distributed, "gather", lambda own: asked.append("gather") or own)
+    assert gathered(torch.ones(2, 3), 4).sum() == 6
+    assert asked == ["barrier", "gather"]
 
 
 def test_training_images_come_in_pieces(monkeypatch):

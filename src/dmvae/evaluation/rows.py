@@ -36,6 +36,7 @@ def by_rows(compute: Callable[[slice], Sequence[Tensor]], x: Tensor, chunk: int,
 
 def gathered(own: Tensor, share: int) -> Tensor:
     """The rows of all ranks. Only the last ranks may have fewer than `share` rows, so all padding is at the end."""
+    distributed.barrier()  # on the CPU: GPUs would give up on a rank whose share takes `run.timeout` longer
     padded = own.new_zeros(share, *own.shape[1:])
     padded[: len(own)] = own
     return distributed.gather(padded)

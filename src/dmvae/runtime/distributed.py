@@ -266,4 +266,6 @@ def replicate(module: nn.Module) -> None:
     """Give every rank rank 0's parameters and buffers."""
     if world_size() > 1:
         for tensor in [*module.parameters(), *module.buffers()]:
-            dist.broadcast(tensor.data, src=0)
+            sent = tensor.detach().contiguous()  # NCCL refuses others, such as an orthogonal matrix of torch.linalg.qr
+            dist.broadcast(sent, src=0)
+            tensor.data.copy_(sent)
