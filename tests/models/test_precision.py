@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
 from dmvae.evaluation.features import in_chunks
 from dmvae.models import transformer
+from dmvae.models.effnet import StridedDepthwise
+from dmvae.models.layers import group_norm
 from dmvae.runtime.precision import full_precision, kind, pretend, tuned, uses_bf16, with_tf32, without_tf32
 from dmvae.tokenizers import adapted, autoencoder
 from dmvae.tokenizers.identity import IdentityTokenizer
@@ -25,6 +29,40 @@ def test_queries_and_keys_stay_in_the_precision_that_they_come_in(monkeypatch, d
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
         network(torch.randn(2, 4, 16), cos, sin)
     assert seen == [dtype] * 3
+
+
+def test_slow_kernels_in_bf16_on_a_cpu_are_gone_round():
+    """Of group norm in channels_last, and of strided depthwise convolutions backward: 3 to 50 times float32's time."""
+    strided = StridedDepthwise(4, 4, 3, stride=2, groups=4)
+    x = torch.randn(2, 4, 6, 6).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
+    for network, exact in (
+        (group_norm(4), lambda: F.group_norm(x.float(), 4, eps=1e-6)),
+        (strided, lambda: F.conv2d(F.pad(x.float(), (0, 1, 0, 1)), strided.weight, strided.bias, 2, groups=4)),
+    ):
+        with Dtypes() as seen, torch.autocast("cpu", torch.bfloat16):
+            found = network(x)
+        assert seen.of == [torch.float32]
+        assert found.dtype is torch.bfloat16
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(found, exact().bfloat16())
+        (gradient,) = torch.autograd.grad(found.float().square().sum(), x)
+        assert gradient.abs().min() > 0
+        with Dtypes() as seen, torch.autocast("cpu", torch.bfloat16), pretend("cuda"):
+            network(x)
+        assert torch.bfloat16 in seen.of, "a GPU has kernels of its own"
+
+
+class Dtypes(TorchDispatchMode):
+    """Of what goes into kernels of group norm and convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.of = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.native_group_norm.default, torch.ops.aten.convolution.default):
+            self.of += [args[0].dtype]
+        return func(*args, **(kwargs or {}))
 
 
 def test_tf32_is_off_where_float32_is_meant_and_on_again_after():
