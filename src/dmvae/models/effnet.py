@@ -129,7 +129,7 @@ class StridedDepthwise(Conv2dSame):
     """timm's, which on a CPU computes in float32: in bf16 its backward pass takes 8 to 50 times as long."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if kind(x.device) != "cpu" or not torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        with full_precision(x):
-            return super().forward(x.float()).to(x.dtype)
+        if kind(x.device) == "cpu" and torch.is_autocast_enabled("cpu") and self.weight.dtype is torch.float32:
+            with full_precision(x):
+                return super().forward(x.float()).to(x.dtype)
+        return super().forward(x)
