@@ -21,7 +21,7 @@ class GroupNorm(nn.GroupNorm):
         return whole.to(input.dtype)
 
 
-def group_norm(channels: int) -> GroupNorm:
+def group_norm(channels: int) -> nn.GroupNorm:
     """32 groups, or the largest number that divides both 32 and the channels."""
     return GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
 
