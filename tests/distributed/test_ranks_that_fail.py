@@ -112,3 +112,22 @@ def waits():
     backend = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
     assert backend.options._timeout.total_seconds() == 86400
     meets()
+
+
+@pytest.mark.parametrize(("rank", "count", "own"), [("0", 8, 0), ("7", 8, 7), ("5", 1, 0)])
+def test_a_rank_takes_the_gpu_of_its_number_or_the_only_one_that_it_is_shown(monkeypatch, rank, count, own):
+    taken = []
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert distributed.start() == torch.device("cuda", own)
+    assert taken == [torch.device("cuda", own)]
+
+
+def test_more_ranks_than_gpus_are_told(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(ValueError, match="LOCAL_RANK is 4, but this node has 4 GPUs: start 4 processes"):
+        distributed.start()

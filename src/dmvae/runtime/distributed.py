@@ -26,12 +26,12 @@ _names: list[str] = []
 
 def start(minutes: float = MINUTES) -> torch.device:
     """Join the process group that torchrun describes, if it does; returns this rank's device. `minutes`: how long ranks
-    wait for each other within a training step, and GPUs everywhere; elsewhere ranks wait for a day, on the CPU."""
+    wait for each other within a training step, and GPUs everywhere; elsewhere ranks wait for a day, on the CPU. Raises
+    ValueError for more ranks on this node than GPUs."""
     global _patience
     # Weights and moments that decay to zero pass through denormal numbers, with which a CPU computes very slowly.
     torch.set_flush_denormal(True)
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", _own_gpu()) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
@@ -52,6 +52,15 @@ def start(minutes: float = MINUTES) -> torch.device:
         assert isinstance(group, dist.ProcessGroup)  # for a rank outside the group it would be a number
         _background.append(group)
     return device
+
+
+def _own_gpu() -> int:
+    rank, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if count == 1:  # a scheduler may show each rank its own alone
+        return 0
+    if rank >= count:
+        raise ValueError(f"LOCAL_RANK is {rank}, but this node has {count} GPUs: start {count} processes on it at most")
+    return rank
 
 
 def this_start() -> str:
