@@ -24,6 +24,8 @@ SIZE = 200 * 2**20
 touched()
 print(touched())
 """
+MANY = 100
+"""Of 200 MiB: 51,200 pages, or 100 where all are huge ones."""
 MAIN = "from dmvae.cli import main; main()"
 
 
@@ -39,8 +41,8 @@ def faults(before: str, **environment: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone does this")
 def test_a_command_uses_again_what_it_freed() -> None:
-    assert faults("") > 1000
-    assert faults(MAIN) < 100
+    assert faults("") >= MANY
+    assert faults(MAIN) < MANY / 5
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone does this")
@@ -48,4 +50,4 @@ def test_a_command_uses_again_what_it_freed() -> None:
     "setting", [{"MALLOC_TOP_PAD_": "0"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}]
 )
 def test_what_the_environment_says_of_malloc_stays(setting: dict[str, str]) -> None:
-    assert faults(MAIN, **setting) > 1000
+    assert faults(MAIN, **setting) >= MANY
