@@ -15,6 +15,7 @@ from dmvae.commands.shards import write_safetensors
 from dmvae.datasets.image_file import read_image
 from dmvae.datasets.latent_files import LatentFiles
 from dmvae.runtime.files import locked
+from hostile import flip
 
 
 def test_latents_of_another_precision_are_not_kept(images, tokenizer, tmp_path, capsys):
@@ -152,9 +153,7 @@ def test_a_damaged_shard_is_named_and_encoded_anew(images, tokenizer, tmp_path, 
 
 def test_an_image_changed_in_place_is_seen(images, tokenizer, tmp_path, capsys):
     encode(images, tokenizer, tmp_path / "z")
-    data = bytearray((images / "cat/b.png").read_bytes())
-    data[200] ^= 1
-    (images / "cat/b.png").write_bytes(data)
+    flip(images / "cat/b.png", 200)
     assert "other images" in complaint(capsys, encode, images, tokenizer, tmp_path / "z")
 
 

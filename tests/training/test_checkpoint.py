@@ -18,7 +18,7 @@ import processes
 from dmvae.runtime import distributed, done
 from dmvae.training import checkpoint
 from dmvae.training.trainer import LATER
-from hostile import Runs
+from hostile import Runs, flip
 
 
 def state(value, size=4):
@@ -155,9 +155,7 @@ def saved_by_two(rank, folder):
     distributed.barrier()
     if rank == 0:
         file = folder / "step-00000002/__1_0.distcp"
-        data = bytearray(file.read_bytes())
-        data[-2000] ^= 1
-        file.write_bytes(data)
+        flip(file, -2000)
     with pytest.warns(UserWarning, match=r"__1_0\.distcp is corrupt"):
         assert checkpoint.load(folder, into) == 1
     assert into["w"].unique().tolist() == [1.0]

@@ -72,6 +72,9 @@ def _effnet(version: Version, output_stride: int, pretrained: bool) -> Efficient
     if next(network.parameters()).is_meta:  # accelerate leaves the batch norms' statistics on the CPU
         network.to("meta")
     fold_batch_norms(network)
+    for module in network.modules():
+        if isinstance(module, Conv2dSame) and module.groups > 1:
+            module.__class__ = StridedDepthwise
     network.requires_grad_(False)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -118,10 +121,7 @@ def fold_batch_norms(network: nn.Module) -> None:
             pairs_here = pairs if module is network else {}
         for conv, norm in pairs_here.items():
             batch_norm = getattr(module, norm)
-            fused = fuse_conv_bn_eval(getattr(module, conv), batch_norm)
-            if isinstance(fused, Conv2dSame) and fused.groups > 1:
-                fused.__class__ = StridedDepthwise
-            setattr(module, conv, fused)
+            setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), batch_norm))
             setattr(module, norm, batch_norm.act)
 
 
