@@ -32,7 +32,7 @@ def test_queries_and_keys_stay_in_the_precision_that_they_come_in(monkeypatch, d
 
 
 def test_slow_kernels_in_bf16_on_a_cpu_are_gone_round():
-    """Of group norm in channels_last, and of strided depthwise convolutions backward: 3 to 50 times float32's time."""
+    """Of group norm in channels_last, and of strided depthwise convolutions backward."""
     strided = StridedDepthwise(4, 4, 3, stride=2, groups=4)
     x = torch.randn(2, 4, 6, 6).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
     for network, exact in (

@@ -126,7 +126,7 @@ def fold_batch_norms(network: nn.Module) -> None:
 
 
 class StridedDepthwise(Conv2dSame):
-    """timm's, which on a CPU computes in float32: in bf16 its backward pass takes 8 to 50 times as long."""
+    """timm's, which on a CPU computes in float32: in bf16 its backward pass takes many times as long."""
 
     def forward(self, x: Tensor) -> Tensor:
         if kind(x.device) == "cpu" and torch.is_autocast_enabled("cpu") and self.weight.dtype is torch.float32:

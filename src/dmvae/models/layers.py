@@ -12,7 +12,7 @@ from dmvae.runtime.precision import kind
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, which on a CPU goes through float32: in bf16 and channels_last its kernels take 3 to 8 times as long."""
+    """torch's, which on a CPU goes through float32: in bf16 and channels_last it takes several times as long."""
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dtype is not torch.bfloat16 or kind(input.device) != "cpu":
