@@ -12,6 +12,7 @@ from dmvae.commands.measurements import measure
 from dmvae.commands.score_files import write_scores
 from dmvae.interop.pipeline import DMVAEPipeline
 from dmvae.models.dit import LightningDiT
+from dmvae.runtime import distributed
 from dmvae.stages.sample import SampleConfig, drawn_labels, image_seed
 from dmvae.tokenizers.autoencoder import Autoencoder
 
@@ -106,7 +107,7 @@ def test_a_sampler_that_cannot_be_is_told(tmp_path, options, message):
         measure("samples", [str(tmp_path / "pipeline"), str(tmp_path)], features=[FEATURES], **options)
 
 
-def test_options_of_guidance_are_told_where_nothing_is_guided(tmp_path):
+def test_options_of_guidance_are_told_by_the_first_rank_where_nothing_is_guided(tmp_path, monkeypatch):
     small_pipeline().save_pretrained(tmp_path / "pipeline")
     (tmp_path / "none").mkdir()
     given = {"features": [FEATURES], "guidance_interval": [0.2, 0.8], "guidance_channels": 2}
@@ -120,3 +121,5 @@ def test_options_of_guidance_are_told_where_nothing_is_guided(tmp_path):
 
     assert told(guidance=2.0) == []
     assert [text.partition(":")[0] for text in told()] == ["--guidance-interval", "--guidance-channels"]
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    assert told() == []

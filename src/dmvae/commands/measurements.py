@@ -24,6 +24,7 @@ from dmvae.evaluation.manifest import versions
 from dmvae.evaluation.reconstruct import PerceptualDistance, reconstruct, reconstruction_scores
 from dmvae.evaluation.reference_statistics import is_statistics
 from dmvae.flow.samplers import SamplerConfig
+from dmvae.runtime import distributed
 from dmvae.runtime.hashing import digest, weights_hash
 from dmvae.runtime.precision import Precision, name_of
 from dmvae.stages.sample import SampleConfig
@@ -60,10 +61,8 @@ def measure_samples(
 
     drawn = configs.read(SampleConfig, sample | {"guidance": [guidance]})
     setting.tell_idle(reference)
-    for name in ("guidance_interval", "guidance_channels") if guidance == 1 else ():
-        if getattr(drawn, name) != getattr(SampleConfig, name):
-            option = name.replace("_", "-")
-            warnings.warn(f"--{option}: a guidance scale of 1 guides nothing, so it changes nothing", stacklevel=2)
+    with distributed.one_voice():
+        _tell_unguided(drawn, guidance)
     model = DMVAEPipeline.from_pretrained(pipeline).to(setting.device)
     images = Generated(model, drawn, seed=seed, device=setting.device, precision=precision)
     images.facts |= {
@@ -81,6 +80,13 @@ def measure_samples(
         raise ValueError(str(error).replace("--size N", f"--size {images.facts['size']}, the pipeline's,")) from error
     fakes = setting.drawn(images, "samples", configs.identity(drawn))
     return setting.compare(reals, fakes, "g")
+
+
+def _tell_unguided(drawn: SampleConfig, guidance: float) -> None:
+    for name in ("guidance_interval", "guidance_channels") if guidance == 1 else ():
+        if getattr(drawn, name) != getattr(SampleConfig, name):
+            option = name.replace("_", "-")
+            warnings.warn(f"--{option}: a guidance scale of 1 guides nothing, so it changes nothing", stacklevel=2)
 
 
 def measure_tokenizer(
@@ -122,7 +128,8 @@ def measure_tokenizer(
         kept=setting.kept(folder.facts, measured, [network.manifest() for network in networks], versions()),
     )
     reals = setting.features(folder, "images", save=True)
-    scores = reconstruction_scores(rows, reals, setting.extractors, folder, setting.parts)
+    with distributed.one_voice():
+        scores = reconstruction_scores(rows, reals, setting.extractors, folder, setting.parts)
     facts = folder.facts | {"count": len(folder)}
     manifest = setting.manifest(facts, {"kind": "reconstructions"} | measured)
     if perceptual is not None:

@@ -94,6 +94,7 @@ class Setting:
             return samples
         return self.images(path)
 
+    @distributed.one_voice()
     def tell_idle(self, *paths: str) -> None:
         """Warn of options that only folders of images read, where none of these paths, nor `train`, is one."""
         given = {"size": self.size, "resampling": self.resampling if self.resampling != "square" else None}
@@ -174,6 +175,7 @@ class Setting:
             self.trains = self.features(self.images(self.train, whole=True), "training images")
         return reals
 
+    @distributed.one_voice()
     def compare(self, reals: list[FeatureSet], fakes: list[FeatureSet], prefix: str) -> Values:
         """Scores in every extractor's features, and the manifest."""
         trains: Sequence[FeatureSet | None] = self.trains or [None] * len(reals)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
@@ -122,6 +125,15 @@ def processors() -> int:
 
 def is_main() -> bool:
     return rank() == 0
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Only the first rank gives warnings inside: for what every rank computes alike."""
+    with warnings.catch_warnings():
+        if not is_main():
+            warnings.simplefilter("ignore")
+        yield
 
 
 def barrier(group: dist.ProcessGroup | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,9 +134,7 @@ class Measuring:
         rows, pictures = self.reconstructions()
         stored = LatentSet(self.inputs.reads["latents"] / "latents")
         fakes, trains = self.sample_features() if "sample" in self.inputs.reads else ([], [])
-        with warnings.catch_warnings():
-            if not distributed.is_main():
-                warnings.simplefilter("ignore")  # the first rank gives the same warnings
+        with distributed.one_voice():
             self.pairs(rows)
             latents = self.latents(rows["z"], stored)
             if "sample" in self.inputs.reads:
