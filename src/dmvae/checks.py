@@ -17,6 +17,7 @@ from dmvae.generators import networks as networks_of_generators
 from dmvae.inputs import Blueprint, Inputs
 from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.models.base import Model
+from dmvae.models.discriminator import learned
 from dmvae.recipe import Recipe
 from dmvae.registry import is_ours, place_of
 from dmvae.runtime import distributed
@@ -217,6 +218,11 @@ def _try_discriminator(inputs: Inputs, adversary: AdversarialConfig) -> None:
         raise ValueError(
             f"{adversary.type!r} returns {described(logits)} for two images; give their logits, of any shape"
         )
+    if adversary.start_from is not None:
+        try:
+            learned(adversary.start_from, network)
+        except ValueError as error:
+            raise ValueError(f"start_from: {error}") from error
 
 
 def _try_autoencoder(recipe: Recipe) -> None:

@@ -25,7 +25,7 @@ from dmvae.latents.store import Carrying, encode_dataset
 from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.losses.perceptual import PerceptualLoss
 from dmvae.models.base import Encodes, Tokenizer
-from dmvae.models.discriminator import Discriminator
+from dmvae.models.discriminator import Discriminator, learned
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.runtime.done import read_done
@@ -159,10 +159,14 @@ class Inputs:
         return self.sections.losses.adversarial.network.from_pretrained(folder / "discriminator")
 
     def new_discriminator(self, config: AdversarialConfig) -> Discriminator | None:
-        """A discriminator that has learnt nothing yet, or None where the adversary has no weight."""
+        """A discriminator that has learnt nothing here yet, or None where the adversary has no weight."""
         if config.weight == 0:
             return None
-        return config.build(size=self.data.size, channels=self.data.channels, pretrained=self.weights)
+        fresh = self.weights and config.start_from is None
+        network = config.build(size=self.data.size, channels=self.data.channels, pretrained=fresh)
+        if self.weights and config.start_from is not None:
+            network.load_state_dict(learned(config.start_from, network))
+        return network
 
     def perceptual(self) -> PerceptualLoss | None:
         """The recipe's perceptual loss, or None without one."""

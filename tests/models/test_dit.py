@@ -36,10 +36,12 @@ def test_names_and_shapes_are_the_published_ones(size, official_keys, shapes):
     assert shapes(model) == {k: v for k, v in theirs.items() if not k.startswith("feat_rope.")}
 
 
-def test_xl_has_675_million_parameters():
+@pytest.mark.parametrize(("size", "billions"), [("XL/1", 0.67526), ("1p0B/1", 1.0), ("1p6B/1", 1.6)])
+def test_parameters_are_as_many_as_published(size, billions):
     with torch.device("meta"):
-        model = FlowModelConfig(size="XL/1").build((32, 16, 16), 1000)
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 675.26
+        model = FlowModelConfig(size=size).build((32, 16, 16), 1000)
+    digits = len(str(billions)) - 2
+    assert round(sum(p.numel() for p in model.parameters()) / 1e9, digits) == billions
 
 
 @pytest.mark.parametrize("size", ["XXL/1", "B/two", "XL-1", "XL/0"])

@@ -1,16 +1,22 @@
 """When the adversary learns, when the decoder feels it, and how strongly."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from steps import batch_of, trainer_of
 
+import tiny
+from dmvae import checks
 from dmvae import config as configs
 from dmvae.datasets.pixels import as_input, to_uint8
+from dmvae.inputs import Inputs
 from dmvae.losses.adversarial import augment, hinge_generator
 from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.losses.discriminators.patchgan import PatchGANConfig
+from dmvae.models.discriminator import PatchGAN
+from dmvae.recipe import load
 from dmvae.runtime.random import Random
 from dmvae.stages.reconstruction import discriminate, reconstruct
 from dmvae.training.logging import Figures
@@ -112,3 +118,54 @@ def test_the_discriminator_learns_from_reconstructions_in_eight_bits_where_asked
 def test_one_that_learns_later_than_it_acts_is_refused():
     with pytest.raises(ValueError, match=r"losses\.adversarial: learn_from: 0\.6 is later than start, 0\.5, "):
         configs.read(AdversarialConfig, {"learn_from": 0.6}, "losses.adversarial")
+
+
+def lightning(network):
+    """A checkpoint of latent diffusion's trainer: behind a prefix, and no bias before a batch norm."""
+    own = {f"loss.discriminator.{k}": v for k, v in network.state_dict().items() if k != "main.2.bias"}
+    return {"state_dict": {"encoder.conv_in.weight": torch.zeros(3), **own}, "global_step": 7}
+
+
+@pytest.mark.parametrize("name", ["folder", "vavae.ckpt", "scripts.pt"])
+def test_a_discriminator_starts_with_what_another_has_learned(tmp_path, name):
+    form = {"width": 4, "layers": 1, "norm": "batch"}
+    there = PatchGAN(in_channels=3, **form)
+    there(torch.randn(4, 3, 12, 12))  # moves the running statistics
+    there.save_pretrained(tmp_path / "folder")
+    torch.save(lightning(there), tmp_path / "vavae.ckpt")
+    scripts = {"vae_wo_ddp": {"decoder.conv_in.weight": torch.zeros(3)}, "disc_wo_ddp": there.state_dict()}
+    torch.save(scripts, tmp_path / "scripts.pt")
+    recipe = load(tiny.write(tmp_path, losses__adversarial={**form, "start_from": str(tmp_path / name)}))["matched"]
+    inputs = Inputs(recipe, "", tmp_path, {}, torch.device("cpu"))
+    assert list(checks.problems(recipe, [s for s in recipe.stages() if s.name == "tokenizer"])) == []
+    found = inputs.new_discriminator(recipe.losses.adversarial).state_dict()
+    assert all(torch.equal(found[key], value) for key, value in there.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("over", "told"),
+    [
+        ({"width": 8}, r"start_from: .*here: these are not the weights of this PatchGAN; .*misshapen: main\.0\."),
+        ({"layers": 2, "norm": "batch"}, r"start_from: .* missing: main\.3\."),
+        ({"start_from": "nowhere"}, "start_from: nowhere: no such file"),
+    ],
+)
+def test_weights_of_another_discriminator_are_told_before_anything_runs(tmp_path, over, told):
+    form = {"width": 4, "layers": 1, "norm": "none"}
+    PatchGAN(in_channels=3, **form).save_pretrained(tmp_path / "here")
+    own = form | {"start_from": str(tmp_path / "here")} | over
+    recipe = load(tiny.write(tmp_path, losses__adversarial=own))["matched"]
+    [problem] = checks.problems(recipe, [s for s in recipe.stages() if s.name == "tokenizer"])
+    assert re.search(told, problem)
+
+
+def test_the_weights_that_a_discriminator_starts_with_count_and_not_their_place(tmp_path):
+    for name in ("here", "there", "other"):
+        torch.manual_seed(name == "other")
+        PatchGAN(in_channels=3, width=4, layers=1).save_pretrained(tmp_path / name / "discriminator")
+    plain, here, there, other = (
+        configs.identity(PatchGANConfig(start_from=None if name is None else tmp_path / name / "discriminator"))
+        for name in (None, "here", "there", "other")
+    )
+    assert "start_from" not in plain
+    assert plain != here == there != other

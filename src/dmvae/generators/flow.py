@@ -25,8 +25,8 @@ class TransformerConfig(GeneratorConfig):
     network: ClassVar[TransformerClass]
 
     size: str | None = None
-    """"Mini/1", "S/1", "B/1", "L/1" or "XL/1" (the number is the patch size); null: `width`, `depth`, `heads` and
-    `patch_size` say."""
+    """"Mini/1", "S/1", "B/1", "L/1", "XL/1", "1p0B/1" or "1p6B/1" (the number after / is the patch size); null:
+    `width`, `depth`, `heads` and `patch_size` say."""
     width: Width = 384
     """Channels of a token."""
     depth: Depth = 12

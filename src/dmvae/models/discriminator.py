@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from dmvae.models.base import Model
 from dmvae.models.layers import group_norm
 from dmvae.runtime.distributed import BatchNorm2d
+from dmvae.runtime.done import require_intact
+from dmvae.runtime.hub import hub_file
+from dmvae.runtime.weights import check, read_tensors, state_dicts
 from dmvae.spelling import nearest
 
 if TYPE_CHECKING:
@@ -93,3 +98,24 @@ class PatchGAN(Discriminator):
                 f"images of {height}x{width} pixels are too small for a discriminator with layers = "
                 f"{layers}, which needs {least}; use fewer layers (n of them need 3 * 2^n pixels)"
             )
+
+
+def learned(place: Path, network: Discriminator) -> dict[str, Tensor]:
+    """The weights of such a network in `place`: a folder that it was saved in, or a checkpoint of any project that has
+    them under its names, in a dict or behind a prefix of their own. Only shapes of the network count.
+
+    Raises ValueError for a place without such weights, and where names or shapes differ.
+    """
+    file = require_intact(place) / "diffusion_pytorch_model.safetensors" if place.is_dir() else hub_file(place)
+    own = network.state_dict()
+    sign = next(iter(own))
+    for group in state_dicts(read_tensors(file), ()).values():
+        if (first := next((name for name in group if f".{name}".endswith(f".{sign}")), None)) is not None:
+            prefix = first.removesuffix(sign)
+            found = {name.removeprefix(prefix): x for name, x in group.items() if name.startswith(prefix)}
+            # Latent diffusion's convolutions have no bias before a batch norm: it is 0.
+            biases = {name for name in own if name.endswith(".bias") and name.replace(".bias", ".weight") in found}
+            found |= {name: torch.zeros_like(own[name]) for name in biases - found.keys()}
+            check(found, {name: x.shape for name, x in own.items()}, place, f"this {type(network).__name__}")
+            return found
+    raise ValueError(f"{place}: holds no discriminator such as this {type(network).__name__}: no tensor {sign}")

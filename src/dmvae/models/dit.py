@@ -31,8 +31,16 @@ from dmvae.models.transformer import (
 from dmvae.models.velocity import VelocityModel
 from dmvae.spelling import nearest
 
-SIZES = {"Mini": (256, 6, 4), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
-"""Width, depth and heads of the published networks."""
+SIZES = {
+    "Mini": (256, 6, 4),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+    "1p0B": (1536, 24, 24),
+    "1p6B": (1792, 28, 28),
+}
+"""Width, depth and heads of the published networks; the last two are LightningDiT's alone."""
 
 
 def published(size: str) -> dict[str, int]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from dmvae import config as configs
+from dmvae.config import Values
 from dmvae.models.discriminator import Discriminator
 from dmvae.ranges import Rate, Share, Weight
 from dmvae.registry import Registered
+from dmvae.runtime.hashing import content_hash
 
 DiscriminatorClass = type[Discriminator]
 """An alias, because in the body of a registered class `type` is the class attribute, not the builtin."""
@@ -47,6 +50,11 @@ class AdversarialConfig(Registered):
     (balanced consistency, arXiv 2002.04724)."""
     learning_rate: Rate | None = None
     """The discriminator's learning rate; null is the stage's."""
+    start_from: Path | None = configs.added(None)
+    """A discriminator that has learned already, whose weights a new one starts with: the folder that a run left
+    (RUN/VARIANT/tokenizer/discriminator), or a checkpoint that holds one, such as VA-VAE's, REPA-E's or the paper's
+    scripts', as a path or ORG/REPO/FILE on the Hugging Face hub. What it holds counts, not where it lies. null: random
+    weights."""
 
     def __post_init__(self) -> None:
         if self.consistency and not self.augment:
@@ -54,6 +62,9 @@ class AdversarialConfig(Registered):
         if self.learn_from is not None and self.learn_from > self.start:
             later = f"{self.learn_from:g} is later than start, {self.start:g}"
             raise ValueError(f"learn_from: {later}, from which the decoder has to deceive it; give at most that")
+
+    def identity(self, values: Values) -> Values:
+        return values if self.start_from is None else values | {"start_from": content_hash([self.start_from])}
 
     def learns(self, step: int, steps: int) -> bool:
         """Whether the discriminator trains in a step, from 0, of the `steps` steps of the stage that `start` is a share
