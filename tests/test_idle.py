@@ -157,7 +157,7 @@ def write(folder, **variants):
         ),
         (
             {"tokenizer.alignment": {"kind": "l2", "m1": 0.1}},
-            "tokenizer.alignment.m1: 0.1 changes nothing: they are margins of kind: vf",
+            "tokenizer.alignment.m1: 0.1 changes nothing: they are of kind: vf",
         ),
         (
             GAUSSIAN | {"reference.time_shift": 3.0, "reference.ema": 0.5, "reference.model.width": 48},

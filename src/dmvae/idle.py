@@ -242,9 +242,9 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         "latents of one channel have no correlations",
     ),
     "latents.drawn": (lambda r: part(r, "matching.noise") in DRAWN, "matching.noise draws them already"),
-    "tokenizer.alignment.m1|m2": (
+    "tokenizer.alignment.m1|m2|pairs": (
         lambda r: part(r, "tokenizer.alignment.kind") == "l2",
-        "they are margins of kind: vf",
+        "they are of kind: vf",
     ),
     f"reference.{TEACHING}": (_untaught, "no teacher is trained"),
     "reference.drawn": (

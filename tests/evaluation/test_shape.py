@@ -2,14 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from scipy.stats import entropy, gaussian_kde
 
 from complaints import complain
 from dmvae import cli
 from dmvae.commands.latents import measure_latents
 from dmvae.evaluation.shape import compared, shape
+from dmvae.evaluation.uniformity import density_figures, uniformity
 from dmvae.report.latent_map import class_colours
 from dmvae.transport import two_sample
 
@@ -89,6 +92,37 @@ def test_the_command_measures_checks_and_compares(tmp_path, capsys, quick):
     assert "kurtosis" in capsys.readouterr().out
     cli.main(["measure", "latents", str(tmp_path / "a"), str(tmp_path / "b"), "--limit", "300"])
     assert "300 latents against 300" in capsys.readouterr().out
+
+
+def test_density_figures_are_those_of_the_densities_and_0_1_0_where_these_are_equal():
+    turn = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    even = density_figures(np.stack([np.cos(turn), np.sin(turn)], 1))
+    assert list(even.values()) == pytest.approx([0, 1, 0], abs=1e-6)
+    points = np.random.default_rng(0).standard_normal((80, 2))
+    density = gaussian_kde(points.T)(points.T)
+    found = density_figures(points)
+    assert found["density_cv"] == pytest.approx(density.std() / density.mean())
+    assert found["density_entropy"] == pytest.approx(entropy(density) / np.log(80))
+    apart = np.abs(density[:, None] - density).mean() / (2 * density.mean())
+    assert found["density_gini"] == pytest.approx(apart)
+
+
+def test_uniformity_is_of_a_vector_of_each_latent_and_by_channel(tmp_path, capsys, quick):
+    z = drawn(300)[0]
+    scales = torch.tensor([1.0, 2.0, 4.0, 8.0]).view(4, 1, 1)  # powers of 2, which round nothing
+    assert uniformity(scales * z) == uniformity(z) != uniformity(z.flip(3))
+    clusters = 5 * torch.randn(3, 4, 1, 1, generator=torch.Generator().manual_seed(2))
+    assert uniformity(z + clusters[torch.arange(300) // 100])["density_cv"] < uniformity(z)["density_cv"]  # docs/measure.md
+    with pytest.raises(ValueError, match="at least 100"):
+        uniformity(z[:99])
+    save_file({"latents": z}, tmp_path / "x.safetensors")
+    file = tmp_path / "scores.json"
+    cli.main(["measure", "latents", str(tmp_path), "--uniformity", "--json", str(file)])
+    assert "Gini" in capsys.readouterr().out
+    assert json.loads(file.read_text())["metrics"]["density_gini"] == pytest.approx(uniformity(z)["density_gini"])
+    cli.main(["measure", "--check", str(file)])
+    assert "agrees" in capsys.readouterr().out
+    assert "takes no --uniformity" in complain(capsys, "measure", "folder", tmp_path, tmp_path, "--uniformity")[1]
 
 
 @pytest.mark.slow

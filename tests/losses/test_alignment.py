@@ -1,5 +1,7 @@
 """Alignment losses: their zeros, their margins, what they do not see."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -64,6 +66,14 @@ def test_each_loss_has_its_own_margin():
     _, _, log = config.losses(projection, z, torch.zeros(3).long(), f, Random(0))
     assert log["alignment/cosine"] == marginal_cosine(projection(z), f, 0.1)
     assert log["alignment/distance"] == marginal_distance(z, f, 0.3)
+    _, _, log = replace(config, pairs="projected").losses(projection, z, torch.zeros(3).long(), f, Random(0))
+    assert log["alignment/distance"] == marginal_distance(projection(z), f, 0.3) != marginal_distance(z, f, 0.3)
+
+
+def test_a_margin_of_2_turns_a_loss_off():
+    f = features()
+    loss = Pointwise(m1=2, m2=2).losses(nn.Identity(), -f, torch.zeros(3).long(), f, Random(0))[0]
+    assert loss == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "terms"), [("vf", {"cosine", "distance"}), ("l2", {"l2"})])

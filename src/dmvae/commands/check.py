@@ -29,7 +29,7 @@ from dmvae.stages.measuring import Measuring
 
 READING = (
     *("features", "batch_size", "size", "resampling", "limit", "workers", "parts", "train", "force"),
-    *("lpips", "precision", "guidance", "seed", *DRAWING),
+    *("lpips", "uniformity", "precision", "guidance", "seed", *DRAWING),
 )
 """The options that a file of scores may set: none of them writes a file."""
 

@@ -14,6 +14,7 @@ from dmvae.datasets.latent_files import LatentFiles
 from dmvae.datasets.mixed import spaced
 from dmvae.evaluation.manifest import versions
 from dmvae.evaluation.shape import VERSION, shape
+from dmvae.evaluation.uniformity import uniformity as density_of
 
 LIMIT = 10000
 NUMBERS = 2**27
@@ -21,12 +22,17 @@ NUMBERS = 2**27
 
 
 def measure_latents(
-    latents: str, reference: str | None = None, *, limit: int = LIMIT, picture: str | None = None
+    latents: str,
+    reference: str | None = None,
+    *,
+    limit: int = LIMIT,
+    picture: str | None = None,
+    uniformity: bool = False,
 ) -> Values:
     """The latents in a folder or file, as data: {type: latents} reads them, beside those of a reference or a standard
-    Gaussian. limit: the most latents of each, evenly spread. picture: a file to draw them in. Returns {"metrics",
-    "channels", "verdict", "manifest"}, as files of scores hold it. Raises ValueError for files that do not fit, or too
-    few latents."""
+    Gaussian. limit: the most latents of each, evenly spread. picture: a file to draw them in. uniformity: with figures
+    of their map's density. Returns {"metrics", "channels", "verdict", "manifest"}, as files of scores hold it. Raises
+    ValueError for files that do not fit, or too few latents."""
     require(1, limit=limit)
     if picture is not None:
         from dmvae.report.shape_picture import draw_shape, require_picture  # matplotlib loads slowly
@@ -34,12 +40,13 @@ def measure_latents(
         require_picture(Path(picture))
     z, labels, told = _some(latents, limit)
     other, of = (None, {"kind": "standard Gaussian"}) if reference is None else _some(reference, limit)[::2]
+    even = density_of(z) if uniformity else {}
     figures, arrival = shape(z, labels, other)
     if picture is not None:
         name, beside = ("/".join(Path(path).parts[-2:]) for path in (latents, reference or "a standard Gaussian"))
         draw_shape(Path(picture), z, labels, other, name, beside)
     return {
-        "metrics": figures,
+        "metrics": figures | even,
         "channels": {"mean": z.mean((0, 2, 3)).tolist(), "std": z.std((0, 2, 3)).tolist()},
         "verdict": arrival.verdict,
         "manifest": {

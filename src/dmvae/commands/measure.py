@@ -101,8 +101,7 @@ def _parser(command: str) -> Parser:
     parser.add_argument("--compare", type=Path, nargs="+", metavar="FILE", help=argparse.SUPPRESS)
     only = parser.add_argument_group("tokenizer")
     only.add_argument("--lpips", action="store_const", const=True, help="also LPIPS (VGG-16)")
-    only = parser.add_argument_group("latents")
-    only.add_argument("--picture", metavar="FILE", help="draw them, and what they are compared with (.png, .svg, .pdf)")
+    _add_of_latents(parser)
     only = parser.add_argument_group("samples")
     only.add_argument("--count", type=int, help="images (10000)")
     only.add_argument(
@@ -127,6 +126,14 @@ def _parser(command: str) -> Parser:
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], help="of tokenizer and pipeline (auto)")
     add_plugins(parser)
     return parser
+
+
+def _add_of_latents(parser: Parser) -> None:
+    only = parser.add_argument_group("latents")
+    only.add_argument("--picture", metavar="FILE", help="draw them, and what they are compared with (.png, .svg, .pdf)")
+    only.add_argument(
+        "--uniformity", action="store_const", const=True, help="also how even their map by t-SNE is, as VA-VAE has it"
+    )
 
 
 def _check(file: Path, trust: bool) -> None:

@@ -37,6 +37,9 @@ FIGURES = {
         Figure("intrinsic_dimension", "intrinsic dimension", "", 0, "{:.1f}", "by distances of near neighbours"),
         Figure("high_frequency", "high frequencies", "%", 0, "{:.1f}", "share of the power above 1/4 cycle per latent"),
         Figure("class_share", "variance between classes", "%", 0, "{:.1f}", "share of all variance"),
+        Figure("density_cv", "density, deviation over mean", "", 0, "{:.3f}", "of a map by t-SNE; 0 is even"),
+        Figure("density_entropy", "density, entropy", "", 0, "{:.4f}", "of a map by t-SNE; 1 is even"),
+        Figure("density_gini", "density, Gini coefficient", "", 0, "{:.3f}", "of a map by t-SNE; 0 is even"),
     )
 }
 """Figures that no metric makes, by their keys."""

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmvae import config as configs
 from dmvae.losses.alignment import AlignmentConfig
 from dmvae.ranges import Range
 from dmvae.registry import register
@@ -26,9 +27,12 @@ class Pointwise(AlignmentConfig):
     """"vf": cosine and distance-matrix losses with margins (VA-VAE, arXiv 2501.01423). "l2": mean squared
     difference (DMVAE, arXiv 2512.07778, eq. 4)."""
     m1: Annotated[float, Range(0, 2)] = 0.5
-    """Margin of the cosine loss: a cosine of 1 - m1 is close enough."""
+    """Margin of the cosine loss: a cosine of 1 - m1 is close enough; 2 turns the loss off."""
     m2: Annotated[float, Range(0, 2)] = 0.25
-    """Margin of the distance-matrix loss: a difference of m2 between two cosines is small enough."""
+    """Margin of the distance-matrix loss: a difference of m2 between two cosines is small enough; 2 turns it off."""
+    pairs: Literal["latents", "projected"] = configs.added("latents")
+    """Whose angles between places the distance-matrix loss compares with the features': the latents', as VA-VAE's paper
+    has it, or those of their projection, as its code does."""
 
     def projection(self, latent_shape: tuple[int, int, int], num_classes: int, width: int) -> nn.Module:
         # A bias would let every latent reach a good cosine by the features' mean alone; a squared difference needs it.
@@ -43,7 +47,7 @@ class Pointwise(AlignmentConfig):
             loss = F.mse_loss(projected, features)
             return loss, loss, {"alignment/l2": loss.detach()}
         cosine = marginal_cosine(projected, features, self.m1)
-        distance = marginal_distance(z, features, self.m2)
+        distance = marginal_distance(projected if self.pairs == "projected" else z, features, self.m2)
         loss = cosine + distance
         return loss, loss, {"alignment/cosine": cosine.detach(), "alignment/distance": distance.detach()}
 
