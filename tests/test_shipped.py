@@ -79,7 +79,7 @@ def test_the_baselines_of_imagenet_train_for_their_authors_epochs():
             name
         ]
         model = blank_networks(given, GeneratorStage, 1000).generator
-        blocks = (model.blocks[0], *model.head.blocks)
+        blocks = (model.blocks[0], *model.head_blocks)
         assert [block.attn.heads for block in blocks] == [heads, 16, 16], "RAE's configs: num_heads: [heads, 16]"
         assert model.config.head_width == 2048
     for recipe in (vavae, rae, guide):

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from dmvae.interop.pipeline import DMVAEPipeline
     from dmvae.library import Run, run
     from dmvae.models.dit import LightningDiT
+    from dmvae.models.dit_dh import DiTDH
     from dmvae.models.sit import SiT
     from dmvae.tokenizers.adapted import AdaptedTokenizer
     from dmvae.tokenizers.autoencoder import Autoencoder
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 """Also in CITATION.cff, and at the head of CHANGELOG.md; pyproject.toml reads it here."""
 
-__all__ = ["AdaptedTokenizer", "Autoencoder", "DMVAEPipeline", "LightningDiT", "Run", "SiT", "run"]
+__all__ = ["AdaptedTokenizer", "Autoencoder", "DMVAEPipeline", "DiTDH", "LightningDiT", "Run", "SiT", "run"]
 
 _HOMES = {
     "run": "dmvae.library",
@@ -22,6 +23,7 @@ _HOMES = {
     "Autoencoder": "dmvae.tokenizers.autoencoder",
     "LightningDiT": "dmvae.models.dit",
     "SiT": "dmvae.models.sit",
+    "DiTDH": "dmvae.models.dit_dh",
     "AdaptedTokenizer": "dmvae.tokenizers.adapted",
     "DMVAEPipeline": "dmvae.interop.pipeline",
     # Pipelines on disk name their parts as members of `dmvae`, and diffusers looks for the base class beside them.

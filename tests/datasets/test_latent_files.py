@@ -192,3 +192,20 @@ def test_a_matrix_in_the_statistics_is_read_too(tmp_path):
     found = LatentFiles(tmp_path).statistics
     assert found.keys() == held.keys()
     assert torch.equal(found["whitening"], held["whitening"])
+
+
+def test_posteriors_with_a_list_of_labels_as_repa_s_tools_write_them(tmp_path):
+    """vae-sd/00000/img-mean-std-00000000.npy: means and deviations; the folders are no classes."""
+    z = np.random.default_rng(0).normal(size=(5, 4, 3, 3)).astype(np.float32)
+    names = [f"{i // 3:05d}/img-mean-std-{i:08d}.npy" for i in range(5)]
+    for name, x in zip(names, z, strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / name, x)
+    rows = [[name, label] for name, label in zip(names, [2, 0, 1, 1, 2], strict=True)]
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": rows}))
+    data = LatentsData(root=str(tmp_path), size=24, test=Shapes()).build("train")
+    assert data.labels.tolist() == [2, 0, 1, 1, 2]
+    assert torch.equal(data.__getitems__(range(5))[0], torch.from_numpy(z[:, :2]))
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": rows[:-1]}))
+    with pytest.raises(ValueError, match=r"dataset\.json gives no label for 00001/img-mean-std-00000004\.npy: add it"):
+        LatentFiles(tmp_path)

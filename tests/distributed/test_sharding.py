@@ -14,6 +14,7 @@ from dmvae.jobs import plan
 from dmvae.matching import Context
 from dmvae.matching.dmd import DMD
 from dmvae.models.dit import LightningDiT
+from dmvae.models.dit_dh import DiTDH
 from dmvae.models.sit import SiT
 from dmvae.recipe import load
 from dmvae.references.gaussian import Gaussian
@@ -31,15 +32,15 @@ WAYS = {
     "kept": {"reshard": False},
     "compiled": {},
     "sit": {},
+    "dit_dh": {},
 }
 CPU = torch.device("cpu")
 
 
 def network(way="plain"):
     torch.manual_seed(0)
-    model = (SiT if way == "sit" else LightningDiT)(
-        in_channels=4, input_size=4, width=16, depth=2, heads=2, num_classes=3
-    )
+    kind, more = {"sit": (SiT, {}), "dit_dh": (DiTDH, {"head_width": 16, "head_heads": 2})}.get(way, (LightningDiT, {}))
+    model = kind(in_channels=4, input_size=4, width=16, depth=2, heads=2, num_classes=3, **more)
     for parameter in model.parameters():  # zeros would let no gradient through
         torch.nn.init.normal_(parameter, std=0.2)
     return model

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from dmvae import cli
 from dmvae.flow.guidance import guided
 from dmvae.interop import official
+from dmvae.interop.lightningdit import config_of
 from dmvae.interop.official import (
     export_generator,
     export_vae,
@@ -199,7 +200,7 @@ def test_a_generators_sizes_are_read_off_its_shapes(changes):
     config |= {"mlp_ratio": 4.0, "qk_norm": True} | changes
     made = LightningDiT(**config)
     tables = {"feat_rope.freqs_cos": made.rope_cos.flatten(1).shape}
-    read = official.generator_config({k: v.shape for k, v in made.state_dict().items()} | tables, "here")
+    read = config_of({k: v.shape for k, v in made.state_dict().items()} | tables, "here")
     assert {k: v for k, v in read.items() if k != "mlp_ratio"} == {k: v for k, v in config.items() if k != "mlp_ratio"}
     assert LightningDiT(**read).blocks[0].mlp.w12.weight.shape == made.blocks[0].mlp.w12.weight.shape
 

@@ -35,7 +35,7 @@ def import_(command: str, arguments: list[str]) -> None:
     parser = Parser(
         prog=f"dmvae {command}",
         description="Convert released weights to our artifacts: the paper's, and "
-        "generators of LightningDiT, SiT, REPA and REPA-E.",
+        "generators of LightningDiT, SiT, REPA, REPA-E and RAE.",
     )
     parser.add_argument("kind", choices=[*NETWORKS])
     parser.add_argument("file", type=Path, help="of weights: its path, or ORG/REPO/FILE on the Hugging Face hub")

@@ -43,7 +43,8 @@ class ImageFolder(FilesConfig):
     """
 
     root: str
-    """Folder of class folders, or of images. train/ beside test/ (or val/, valid/, validation/) are the splits."""
+    """Folder of class folders, or of images, or with a dataset.json of their labels, as EDM2's tools write it. train/
+    beside test/ (or val/, valid/, validation/) are the splits."""
     valid_fraction: Annotated[float, Range(0, 1, "()")] = 0.1
     """Share of images in the test split if the folder has no such subfolders; chosen by file name."""
     on_broken: OnBroken = "skip"

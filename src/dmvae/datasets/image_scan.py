@@ -10,10 +10,12 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from dmvae.datasets import Split
 from dmvae.datasets.image_file import NEVER, SOMETIMES, SUFFIXES
+from dmvae.datasets.listed import LIST, listed_labels
 from dmvae.datasets.skipped import note
 from dmvae.runtime.words import counted
 
@@ -142,8 +144,9 @@ def _held_out(found: list[str]) -> str | None:
 
 
 def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
-    """(every image below `folder`, sorted by path, the class names). Raises ValueError for a folder without images, a
-    class without images, and loose images beside class folders."""
+    """(every image below `folder`, sorted by path, the class names). Where dataset.json lists labels, the classes are
+    their numbers. Raises ValueError for a folder without images, a class without images, loose images beside class
+    folders, and an image that such a list leaves out."""
     others: list[str] = []
     loose = list(_walk(folder, others, nested=False))
     above = tuple(map(_place, (folder, *folder.resolve().parents)))
@@ -156,6 +159,12 @@ def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
             f"data.root: no images in {folder}; looked for {' '.join(sorted(SUFFIXES))}"
             + ("; for its .parquet files set data.type to huggingface" if tables else "")
         )
+    labels = listed_labels(folder)
+    if labels is not None:
+        found = [
+            _entry(e, Path(e.path).relative_to(folder).as_posix(), 0) for e in [*loose, *chain(*by_class.values())]
+        ]
+        return _listed(folder, sorted(found, key=lambda e: e.path), labels)
     if loose and full:
         raise ValueError(
             f"data.root: {folder} holds both loose images ({loose[0].name}, {len(loose)} in all) and class "
@@ -176,6 +185,19 @@ def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
     # a name that is no UTF-8, as from an old archive, could not be written to text files
     classes = tuple(os.fsencode(name).decode(errors="backslashreplace") for name in full)
     return sorted(entries, key=lambda e: e.path), classes
+
+
+def _listed(folder: Path, entries: list[Entry], labels: dict[str, int]) -> tuple[list[Entry], tuple[str, ...]]:
+    """The images with their labels from dataset.json, and the class names, "0" to the largest."""
+    if not labels:
+        return entries, ("all",)
+    if missing := [entry.path for entry in entries if entry.path not in labels]:
+        raise ValueError(
+            f"data.root: {folder / LIST} gives no label for {missing[0]} ({counted(len(missing), 'such image')}): "
+            "remove those, add them, or move the list away where the folders are the classes"
+        )
+    classes = tuple(str(number) for number in range(max(labels.values()) + 1))
+    return [replace(entry, label=labels[entry.path]) for entry in entries], classes
 
 
 def path_fraction(path: str) -> float:

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from dmvae.datasets.listed import LIST, listed_labels
 from dmvae.runtime.files import read_json
 from dmvae.runtime.hashing import digest
 from dmvae.runtime.weights import read_statistics
@@ -45,7 +46,8 @@ class LatentFiles:
 
     Read are: *.safetensors with "latents" [n, C, H, W] and perhaps "latents_flip" and "labels"; *.npz with the same
     arrays; *.npy of [n, C, H, W]; or *.npy of [C, H, W] or [1, C, H, W], a latent each, also in class folders. Labels
-    of .npy files: the class folders, or `labels`, by default labels.npy beside them.
+    of .npy files: dataset.json, the class folders, or `labels`, by default labels.npy beside them. Of *mean-std*.npy,
+    as EDM2's and REPA's tools write them, the first half of the channels is read, the means.
 
     Raises ValueError, naming the file, for no latents, damaged files, and what does not fit together; and for a folder
     whose `dmvae encode` has not ended.
@@ -138,6 +140,11 @@ class LatentFiles:
             if (folder / ENCODED).is_file():
                 self.names = tuple(map(str, read_json(folder / ENCODED, dict).get("classes") or ())) or None
             return torch.cat(found).long()
+        if self.single and given is None and (listed := listed_labels(folder)):
+            names = [path.relative_to(folder).as_posix() for path in self.paths]
+            if missing := [name for name in names if name not in listed]:
+                raise ValueError(f"{folder / LIST} gives no label for {missing[0]}: add it, or remove the file")
+            return torch.tensor([listed[name] for name in names])
         if above and given is None:
             if len(above) < len(self.paths):
                 loose = next(path for path in self.paths if path.parent == folder)
@@ -179,6 +186,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     found = _tensors_of(path)
     if path.suffix == ".npy" and found["latents"].ndim == 3:
         found["latents"] = found["latents"][None]
+    if path.suffix == ".npy" and "mean-std" in path.name and found["latents"].ndim == 4:
+        found["latents"] = found["latents"].chunk(2, dim=1)[0]
     for name in found.keys() & {"latents", MIRRORS}:
         z = found[name]
         if z.ndim != 4 or not z.numel() or z.dtype not in FLOATS:

@@ -1,5 +1,5 @@
 """The weights that the paper's authors release (github.com/sen-ye/dmvae): vae.pt, the generators' epN.pt; and other
-authors' generators, of LightningDiT and SiT (`dmvae.interop.sit`).
+authors' generators, of LightningDiT, SiT (`dmvae.interop.sit`) and RAE (`dmvae.interop.dit_dh`).
 
 All sizes are read from the tensors' shapes. Names, shapes and the constants in the files (pixel normalisation, rotary
 tables) must be those of our networks; otherwise the import raises ValueError. A file to read is a path, or
@@ -20,10 +20,11 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from dmvae.config import Values
-from dmvae.interop import sit
+from dmvae.interop import dit_dh, lightningdit, sit
 from dmvae.models.artifact import artifact_class, load_strictly
 from dmvae.models.discriminator import PatchGAN
 from dmvae.models.dit import DiffusionTransformer, LightningDiT
+from dmvae.models.dit_dh import DiTDH
 from dmvae.models.sit import SiT
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.hub import hub_file
@@ -93,8 +94,9 @@ def import_generator(
     heads: int | None = None,
     noise_at: Literal[0, 1] | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> LightningDiT | SiT:
-    """The authors' generator, teacher or student, in evaluation mode; or a SiT of its authors, or REPA's or REPA-E's.
+) -> LightningDiT | SiT | DiTDH:
+    """The authors' generator, teacher or student, in evaluation mode; or a SiT of its authors, or REPA's or REPA-E's;
+    or RAE's DiT-DH.
 
     Of a SiT: heads: those of its attention, where its width is no published one's. noise_at: the time that its network
     has at noise, which no tensor shows; default 0 where the file is as SiT's own code writes it, else 1, as in REPA's
@@ -105,10 +107,11 @@ def import_generator(
     state = _open(file, (weights,), "generator")
     if sit.SIGN in state:
         return build_sit(state, file, heads=heads, noise_at=noise_at, say=say)
+    kind = DiTDH if dit_dh.SIGN in state else LightningDiT
     for name, value in (("heads", heads), ("noise-at", noise_at)):
         if value is not None:
-            raise ValueError(f"{file}: --{name} is of a SiT, and this is a LightningDiT; leave it out")
-    return build_generator(state, file)
+            raise ValueError(f"{file}: --{name} is of a SiT, and this is a {kind.__name__}; leave it out")
+    return build_dit_dh(state, file) if kind is DiTDH else build_generator(state, file)
 
 
 def latent_statistics(file: Path, *, weights: Literal["ema", "model"] = "ema") -> tuple[Tensor, Tensor]:
@@ -167,7 +170,8 @@ def export_generator(generator: LightningDiT | SiT | Path, file: Path) -> None:
         assert isinstance(model, LightningDiT)
         if model.config["head_width"] is not None:
             raise ValueError(f"{where}: it has a wide head behind its blocks (head_width), which theirs lacks")
-        state = {k: v.detach().cpu().contiguous() for k, v in (weights_of(model) | rotary_tables(model)).items()}
+        tables = lightningdit.rotary_tables(model.rope_cos, model.rope_sin)
+        state = {k: v.detach().cpu().contiguous() for k, v in (weights_of(model) | tables).items()}
     with torch.device("meta"):  # what could not be read back is not written
         build({k: v.to("meta") for k, v in state.items()}, where)
     write_state_dict(Path(file), "ema", state)
@@ -181,8 +185,16 @@ def build_vae(state: Mapping[str, Tensor], where: object, *, heads: int | None =
 
 def build_generator(state: Mapping[str, Tensor], where: object) -> LightningDiT:
     """The generator with this state dict, in the authors' names. Raises ValueError if it does not fit."""
-    model = LightningDiT(**generator_config({k: v.shape for k, v in state.items()}, where))
-    return fill(model, state, rotary_tables(model), where)
+    model = LightningDiT(**lightningdit.config_of({k: v.shape for k, v in state.items()}, where))
+    return fill(model, state, lightningdit.rotary_tables(model.rope_cos, model.rope_sin), where)
+
+
+def build_dit_dh(state: Mapping[str, Tensor], where: object) -> DiTDH:
+    """The DiT-DH with this state dict, in RAE's names, its time turned. Raises ValueError if it does not fit."""
+    model = DiTDH(**dit_dh.config_of({k: v.shape for k, v in state.items()}, where))
+    named = partial(dit_dh.official_name, depth=model.config.depth)
+    dit_dh.turn(fill(model, state, dit_dh.constants(model), where, named))
+    return model
 
 
 def build_sit(
@@ -210,10 +222,22 @@ def build_discriminator(state: Mapping[str, Tensor], where: object) -> PatchGAN:
     return fill(PatchGAN(in_channels=channels, width=width, layers=layers), state, {}, where)
 
 
-def fill(model: M, state: Mapping[str, Tensor], constants: Mapping[str, Tensor], where: object) -> M:
-    """Load the authors' state dict into `model`. Raises ValueError for unknown, missing or misshapen tensors, for NaN
-    or infinity, and where the file's constants differ from `constants`."""
-    own = {official_name(k): v for k, v in weights_of(model).items()}
+def official_name(name: str) -> str:
+    """The authors' name for a parameter of ours."""
+    return re.sub(r"^bottleneck\.", "bottle_neck.mlp.", name)
+
+
+def fill(
+    model: M,
+    state: Mapping[str, Tensor],
+    constants: Mapping[str, Tensor],
+    where: object,
+    named: Callable[[str], str] = official_name,
+) -> M:
+    """Load the authors' state dict into `model`. named: our name of a parameter -> theirs. Raises ValueError for
+    unknown, missing or misshapen tensors, for NaN or infinity, and where the file's constants differ from
+    `constants`."""
+    own = {named(k): v for k, v in weights_of(model).items()}
     check(state, {k: v.shape for k, v in (own | dict(constants)).items()}, where, f"our {type(model).__name__}")
     if bad := [name for name, value in state.items() if not value.is_meta and not value.isfinite().all()]:
         raise ValueError(
@@ -229,13 +253,8 @@ def fill(model: M, state: Mapping[str, Tensor], constants: Mapping[str, Tensor],
                 f"{where}: {name} ({value.flatten()[:3].tolist()}, ...) differs by up to {gap:.2g} from what our "
                 f"{type(model).__name__} computes ({expected.flatten()[:3].tolist()}, ...): another network's weights"
             )
-    model.load_state_dict({k: state.get(official_name(k), v) for k, v in model.state_dict().items()})
+    model.load_state_dict({k: state.get(named(k), v) for k, v in model.state_dict().items()})
     return model.eval()
-
-
-def official_name(name: str) -> str:
-    """The authors' name for a parameter of ours."""
-    return re.sub(r"^bottleneck\.", "bottle_neck.mlp.", name)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -250,14 +269,6 @@ def pixel_constants() -> dict[str, Tensor]:
     values = {"de_scale.mean": (0.5,) * 3, "de_scale.std": (0.5,) * 3}
     values |= {"scale.mean": IMAGENET_DEFAULT_MEAN, "scale.std": IMAGENET_DEFAULT_STD}
     return {f"encoder.{name}": torch.tensor(value).view(1, 3, 1, 1) for name, value in values.items()}
-
-
-def rotary_tables(model: LightningDiT) -> dict[str, Tensor]:
-    """Cosines and sines as the authors keep them: without the signs that members of a pair take, which our table of
-    sines holds."""
-    signs = model.rope_sin.new_tensor([-1, 1])
-    tables = {"cos": model.rope_cos, "sin": model.rope_sin.unflatten(-1, (-1, 2)) * signs}
-    return {f"feat_rope.freqs_{k}": v.reshape(len(v), -1) for k, v in tables.items()}
 
 
 def vae_config(shapes: Shapes, where: object, *, heads: int | None) -> Values:
@@ -305,30 +316,6 @@ def vae_config(shapes: Shapes, where: object, *, heads: int | None) -> Values:
             "blocks": count(shapes, "decoder.up.0.block") - 1,
             "attention": any(name.startswith("decoder.mid.attn_1.") for name in shapes),
         },
-    }
-
-
-def generator_config(shapes: Shapes, where: object) -> Values:
-    """LightningDiT's arguments for a state dict of these shapes; the label table's last row is "no label"."""
-    qk_norm = any(name.endswith("attn.q_norm.weight") for name in shapes)
-    of_head, axes = ("blocks.0.attn.q_norm.weight", 1) if qk_norm else ("feat_rope.freqs_cos", 2)
-    telling = {"x_embedder.proj.weight": 4, "pos_embed": 3, of_head: axes}
-    telling |= {"blocks.0.mlp.w3.weight": 2, "y_embedder.embedding_table.weight": 2}
-    (width, channels, patch, _), (_, tokens, _), (*_, head_width), (_, hidden), (rows, _) = require_shapes(
-        shapes, telling, where
-    )
-    if width % head_width:
-        raise ValueError(f"{where}: width {width} is no multiple of the head width {head_width} ({of_head})")
-    return {
-        "in_channels": channels,
-        "input_size": square(tokens, "pos_embed", where) * patch,
-        "width": width,
-        "depth": count(shapes, "blocks"),
-        "heads": width // head_width,
-        "num_classes": rows - 1,
-        "patch_size": patch,
-        "mlp_ratio": mlp_ratio(width, hidden, 2 / 3),
-        "qk_norm": qk_norm,
     }
 
 

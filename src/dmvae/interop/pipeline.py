@@ -27,6 +27,7 @@ from dmvae.flow.samplers import SamplerConfig, Sampling, time_grid
 from dmvae.flow.solver import trajectory
 from dmvae.models.base import Model, Tokenizer
 from dmvae.models.dit import LightningDiT
+from dmvae.models.dit_dh import DiTDH
 from dmvae.models.sit import SiT
 from dmvae.ranges import Guidance, SamplerSteps
 from dmvae.runtime.done import require_intact
@@ -47,7 +48,7 @@ HUB = ("revision", "cache_dir", "token", "force_download", "local_files_only")
 class DMVAEPipeline(DiffusionPipeline):
     """`DMVAEPipeline.from_pretrained(folder_or_hub_id)(class_labels=[3, "coat"]).images`.
 
-    transformer: LightningDiT, SiT or another velocity network. vae: a tokenizer with `decode` and `denormalize`.
+    transformer: LightningDiT, SiT, DiTDH or another velocity network. vae: a tokenizer with `decode` and `denormalize`.
     scheduler: a diffusers scheduler for flow matching that takes `sigmas`, such as FlowMatchEulerDiscreteScheduler.
     id2label: label as text -> class name. card: text of the model card that is saved beside the weights. guide: a
     weaker network that guides in place of the transformer without a label (autoguidance).
@@ -68,12 +69,15 @@ class DMVAEPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: LightningDiT | SiT | Model,  # diffusers looks for these very classes, and not for derived ones
+        transformer: LightningDiT
+        | SiT
+        | DiTDH
+        | Model,  # diffusers looks for these very classes, and not for derived ones
         vae: Autoencoder | AdaptedTokenizer | Tokenizer,
         scheduler: Any = None,
         id2label: dict[str, str] | None = None,
         card: str | None = None,
-        guide: LightningDiT | SiT | Model | None = None,
+        guide: LightningDiT | SiT | DiTDH | Model | None = None,
     ):
         super().__init__()
         channels, side = transformer.config.in_channels, transformer.config.input_size

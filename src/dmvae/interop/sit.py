@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dmvae.config import Values
 from dmvae.models.dit import SIZES
 from dmvae.models.sit import SiT
+from dmvae.models.transformer import TimeEmbedder
 from dmvae.runtime.weights import Shapes, count, mlp_ratio, require_shapes, square
 
 SIGN = "blocks.0.mlp.fc1.weight"
@@ -113,7 +114,9 @@ def turn(model: SiT) -> None:
     The first layer on time sees cos(t f) and sin(t f) for frequencies f. As cos((1 - t) f) = cos f cos(t f) + sin f
     sin(t f), and the sine alike, other weights of that layer do it exactly.
     """
-    layer, last, f = model.t_embedder.mlp[0], model.final_layer.linear, model.t_embedder.frequencies.double()
+    times, last = model.t_embedder, model.final_layer.linear
+    assert isinstance(times, TimeEmbedder)
+    layer, f = times.mlp[0], times.frequencies.double()
     assert isinstance(layer, nn.Linear)
     assert isinstance(last, nn.Linear)
     of_cos, of_sin = layer.weight.double().chunk(2, dim=1)

@@ -72,6 +72,7 @@ class DiffusionTransformer(VelocityModel):
 
     _supports_gradient_checkpointing = True
     _gradient_checkpointing_func: Callable[..., Tensor] | None = None
+    t_embedder: nn.Module
     blocks: nn.ModuleList
     final_layer: nn.Module
 
@@ -105,8 +106,8 @@ class DiffusionTransformer(VelocityModel):
                 assert module.proj.bias is not None
                 nn.init.xavier_uniform_(module.proj.weight.flatten(1))
                 nn.init.zeros_(module.proj.bias)
-        embedders: list[Any] = [self.t_embedder.mlp[0], self.t_embedder.mlp[2], self.y_embedder.embedding_table]
-        for layer in embedders:
+        times: Any = self.t_embedder
+        for layer in (times.mlp[0], times.mlp[2], self.y_embedder.embedding_table):
             nn.init.normal_(layer.weight, std=0.02)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear) and ("adaLN_modulation" in name or name == "final_layer.linear"):
@@ -126,12 +127,12 @@ class DiffusionTransformer(VelocityModel):
             built = [self.config.in_channels, self.config.input_size, self.config.input_size]
             raise ValueError(f"z_t: latents {list(z_t.shape[1:])}; this network was built for {built}: build another")
         x_bnd = x_bnd + self.pos_embed
-        # Every modulation starts with SiLU of the same condition, so it is applied once, here.
-        c_b1d = F.silu(self.t_embedder(t) + self.y_embedder(labels))[:, None]
+        time_b1d = self.t_embedder(t)[:, None]
+        c_b1d = self.condition(time_b1d + self.y_embedder(labels)[:, None])
         blocks, first = [*self.blocks], depth or 0
         tokens = x_bnd = self._run(blocks[:first], x_bnd, c_b1d, *self.rotation)
         x_bnd = self._run(blocks[first:], x_bnd, c_b1d, *self.rotation)
-        velocity = self.unpatchify(self.last(x_bnd, c_b1d, z_t))
+        velocity = self.unpatchify(self.last(x_bnd, time_b1d, c_b1d, z_t))
         return velocity if depth is None else (velocity, tokens)
 
     @property
@@ -139,7 +140,11 @@ class DiffusionTransformer(VelocityModel):
         """cos and sin of rotary positions, where the blocks take some."""
         return ()
 
-    def last(self, x_bnd: Tensor, c_b1d: Tensor, z_t: Tensor) -> Tensor:
+    def condition(self, embedded: Tensor) -> Tensor:
+        """The sum of the embeddings of time and label -> the condition [b, 1, d] of the blocks."""
+        return F.silu(embedded)  # with which every modulation starts: once for all, here
+
+    def last(self, x_bnd: Tensor, time_b1d: Tensor, c_b1d: Tensor, z_t: Tensor) -> Tensor:
         """What the blocks give -> the values of each patch [b, n, p * p * C]."""
         values: Tensor = self.final_layer(x_bnd, c_b1d)
         return values
@@ -212,12 +217,12 @@ class LightningDiT(DiffusionTransformer):
     def rotation(self) -> tuple[Tensor, ...]:
         return self.rope_cos, self.rope_sin
 
-    def last(self, x_bnd: Tensor, c_b1d: Tensor, z_t: Tensor) -> Tensor:
+    def last(self, x_bnd: Tensor, time_b1d: Tensor, c_b1d: Tensor, z_t: Tensor) -> Tensor:
         if self.config["head_width"] is not None:
             c_b1d = self.head.condition(x_bnd, c_b1d)
             x_bnd = self.head.x_embedder(z_t)
             x_bnd = self._run(self.head.blocks, x_bnd, c_b1d, self.head.rope_cos, self.head.rope_sin)
-        return super().last(x_bnd, c_b1d, z_t)
+        return super().last(x_bnd, time_b1d, c_b1d, z_t)
 
     def compiled_parts(self) -> list[nn.Module]:
         head: list[nn.Module] = [*self.head.blocks] if self.config["head_width"] is not None else []
