@@ -69,10 +69,8 @@ class DMVAEPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: LightningDiT
-        | SiT
-        | DiTDH
-        | Model,  # diffusers looks for these very classes, and not for derived ones
+        # diffusers looks for these very classes, and not for derived ones
+        transformer: LightningDiT | SiT | DiTDH | Model,
         vae: Autoencoder | AdaptedTokenizer | Tokenizer,
         scheduler: Any = None,
         id2label: dict[str, str] | None = None,
