@@ -55,6 +55,7 @@ def write(folder, **variants):
             {"run.measure_every": 9},
             "run.measure_every: 9 changes nothing: no stage that is measured trains for so many steps",
         ),
+        ({"run.measure_samples": 9}, "run.measure_samples: 9 changes nothing: no generator is measured while it"),
         ({"matching.model.width": 48}, "matching.model changes nothing: the student is a copy"),
         (
             {"matching.target": 1.2},

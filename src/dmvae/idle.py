@@ -81,9 +81,9 @@ def _unaugmented(recipe: Recipe, place: str) -> bool:
     return not unopposed and not getattr(part(recipe, place), "augment", True)
 
 
-def _too_late(recipe: Recipe, every: str, *, of: str = "name") -> bool:
-    """Whether every training has fewer steps than the field `every` of `run`. of: only those whose stage says something
-    in this attribute."""
+def _too_late(recipe: Recipe, every: str, of: str) -> bool:
+    """Whether every training whose stage says something in its attribute `of` has fewer steps than the field `every` of
+    `run`."""
     trained = [stage for stage in recipe.stages() if issubclass(stage, TrainingStage) and getattr(stage, of)]
     return all(recipe.section(stage).steps < getattr(recipe.run, every) for stage in trained)
 
@@ -198,15 +198,18 @@ AGAINST = ADVERSARY.replace("weight|", "")
 """What an adversary has besides its weight."""
 IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
     "run.shard_bf16|shard_in_node|reshard": (lambda r: not r.run.shard, "it only acts with run.shard: true"),
-    "run.picture_every": (
-        partial(_too_late, every="picture_every", of="shows"),
-        "no stage that makes pictures trains for so many steps",
+    **{
+        f"run.{every}": (partial(_too_late, every=every, of=of), f"{who} trains for so many steps")
+        for every, of, who in (
+            ("picture_every", "shows", "no stage that makes pictures"),
+            ("measure_every", "measured", "no stage that is measured"),
+            ("keep_every", "name", "no stage"),
+        )
+    },
+    "run.measure_samples": (
+        lambda r: not 0 < r.run.measure_every <= getattr(r.section("generator"), "steps", 0),
+        "no generator is measured while it trains (run.measure_every)",
     ),
-    "run.measure_every": (
-        partial(_too_late, every="measure_every", of="measured"),
-        "no stage that is measured trains for so many steps",
-    ),
-    "run.keep_every": (partial(_too_late, every="keep_every"), "no stage trains for so many steps"),
     "data.valid_fraction": (lambda r: getattr(r.data, "apart", False), "data.root has train and test images apart"),
     "data.flip": (_unflipped, "no stage trains on images; latents.mirrored stores mirrored ones"),
     f"autoencoder.{SHAPE}": (lambda r: r.pretrained is not None, "`pretrained` is the tokenizer"),
@@ -242,10 +245,7 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         "latents of one channel have no correlations",
     ),
     "latents.drawn": (lambda r: part(r, "matching.noise") in DRAWN, "matching.noise draws them already"),
-    "tokenizer.alignment.m1|m2|pairs": (
-        lambda r: part(r, "tokenizer.alignment.kind") == "l2",
-        "they are of kind: vf",
-    ),
+    "tokenizer.alignment.m1|m2|pairs": (lambda r: part(r, "tokenizer.alignment.kind") == "l2", "they are of kind: vf"),
     f"reference.{TEACHING}": (_untaught, "no teacher is trained"),
     "reference.drawn": (
         lambda r: r.pretrained is None and not part(r, "autoencoder.variational"),

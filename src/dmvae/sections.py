@@ -106,6 +106,9 @@ class RunConfig:
     """Steps between figures of the averaged networks on test data, test/... in log.jsonl and the tracker: PSNR of 250
     test images, by the stages that train a decoder, the flow loss on their latents, by `generator`, and on samples of
     the reference, by `reference`; 0 measures none."""
+    measure_samples: Wait = 0
+    """Samples of which `generator` is measured then, too: test/gfd, their Frechet distance to as many test images in
+    `evaluate.features`. 0 draws none."""
     log_every: Count = 20
     """Steps between rows of log.jsonl."""
     tracker: Tracker = "tensorboard"
@@ -115,6 +118,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.dir.strip():
             raise ValueError(f"dir: {self.dir!r} names no folder; give one, such as runs/NAME")
+        if self.measure_samples == 1:
+            raise ValueError("measure_samples: 1 sample is no set, and sets are compared; give 2 or more, or 0")
         object.__setattr__(self, "dir", os.path.expanduser(self.dir))
 
 

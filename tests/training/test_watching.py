@@ -7,13 +7,16 @@ import torch
 from steps import trainer_of
 
 import tiny
+from dmvae.datasets.mixed import mixed
 from dmvae.datasets.pixels import as_input, to_uint8
+from dmvae.evaluation.features import extractor_of
+from dmvae.evaluation.frechet import frechet_distance_of_few
 from dmvae.evaluation.pairs import psnr
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.generators import load_generator
 from dmvae.inputs import Inputs
 from dmvae.models.transformer import LabelEmbedder
-from dmvae.runtime.random import seed_of
+from dmvae.runtime.random import Random, seed_of
 from dmvae.stages import generator as generator_stage
 from dmvae.stages.measuring import generator_loss
 from dmvae.stages.tokenizer import TokenizerStage
@@ -22,6 +25,7 @@ from dmvae.training.logging import Figures, read_figures
 from dmvae.training.watching import write_measured
 
 CPU = torch.device("cpu")
+DRAWN = 10
 MEASURED = {"tokenizer": "psnr", "reference": "loss", "matching": "psnr", "decoder": "psnr", "generator": "loss"}
 
 
@@ -38,7 +42,7 @@ def test_every_stage_is_measured_and_ends_in_the_same_weights(tmp_path):
     found = []
     for name, every in (("without", 0), ("with", 2)):
         (tmp_path / name).mkdir()
-        path = tiny.write(tmp_path / name, **own, run__measure_every=every)
+        path = tiny.write(tmp_path / name, **own, run__measure_every=every, run__measure_samples=every * DRAWN // 2)
         jobs = {job.stage.name: job for job in tiny.run(path, "matched", until="generator")}
         rows = {stage: split(jobs[stage].folder) for stage in ("encoder", *MEASURED)}
         found.append((tiny.weights(tmp_path / name / "run"), rows))
@@ -48,7 +52,8 @@ def test_every_stage_is_measured_and_ends_in_the_same_weights(tmp_path):
         assert means == plain[stage][0]
         assert plain[stage][1] == {}
         steps = range(2, tiny.RECIPE[stage]["steps"] + 1, 2) if stage in MEASURED else []
-        assert {step: [*row] for step, row in tested.items()} == {s: [f"test/{MEASURED[stage]}"] for s in steps}
+        names = [f"test/{MEASURED.get(stage)}", *(["test/gfd"] if stage == "generator" else [])]
+        assert {step: [*row] for step, row in tested.items()} == dict.fromkeys(steps, names)
 
     inputs = Inputs(jobs["sample"].recipe, "matched", tmp_path, {}, CPU)
     test_set, count = inputs.test_set, len(inputs.test_set)
@@ -66,7 +71,15 @@ def test_every_stage_is_measured_and_ends_in_the_same_weights(tmp_path):
         t, noise = torch.rand(count, generator=source), torch.randn(z.shape, generator=source)
         generator = load_generator(jobs["generator"].folder / "generator").eval()
         loss = flow_matching_loss(generator, z=z, labels=test_set.labels, t=t, noise=noise)
+        labels = torch.arange(DRAWN) % 3
+        noise = Random.alone(0, "generator", "measure", 0).normal(DRAWN, *z.shape[1:])
+        settings = jobs["sample"].recipe.section("sample").settings(1.0)
+        drawn = tokenizer.decode(tokenizer.denormalize(generator.sample(noise, labels, settings, None))).sample
+    extractor = extractor_of(jobs["evaluate"].recipe.section("evaluate").features)
+    some = torch.stack([torch.as_tensor(mixed(test_set)[i][0]) for i in range(DRAWN)])
+    apart = frechet_distance_of_few(extractor(some), extractor(to_uint8(drawn)))
     assert rows["generator"][1][6]["test/loss"] == pytest.approx(float(loss), rel=1e-4)
+    assert rows["generator"][1][6]["test/gfd"] == pytest.approx(apart, rel=1e-3)
 
 
 @pytest.mark.slow
@@ -126,6 +139,19 @@ def test_what_cannot_be_measured_is_told_and_changes_nothing(tmp_path, monkeypat
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in trainer.networks.modules()] == modes
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.networks.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"run__measure_samples": 1}, "run: measure_samples: 1 sample is no set"),
+        ({"run__measure_samples": 9, "evaluate": None}, r"run.measure_samples: .*; give a section evaluate"),
+    ],
+)
+def test_samples_that_cannot_be_measured_are_told_before_anything_runs(tmp_path, over, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.run(tiny.write(tmp_path, run__measure_every=2, **over))
+    assert not (tmp_path / "run/matched").exists()
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])

@@ -15,7 +15,8 @@ from dmvae import config as configs
 from dmvae.datasets import Items
 from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.encoders import require_stride
-from dmvae.evaluation.features import CHUNK
+from dmvae.evaluation.features import CHUNK, Extractor, extractor_of
+from dmvae.evaluation.frechet import Statistics, frechet_distance
 from dmvae.evaluation.images import DatasetImages
 from dmvae.flow.loss import drop_labels
 from dmvae.flow.samplers import Sampling
@@ -41,6 +42,8 @@ from dmvae.training.watching import HELD_OUT
 
 ROWS, STEPS = 4, 25
 """Of the pictures in the log: samples per class, and the most steps of the sampler."""
+AT_ONCE = 100
+"""Samples in a batch that are drawn to be measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,48 +185,83 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         yield Update("generator", loss, log, flow.detach())
 
     def picture(self, network: nn.Module) -> Tensor:
-        """Samples, uint8 [ROWS, COLUMNS, c, h, w], a class per column, evenly spaced among the known ones. Settings are
-        those of the stage `sample` at its first scale, but with at most STEPS steps, and no guidance where it has a
-        `guide`."""
-        inputs, generator = self.inputs, cast(Generator, network)
-        folder, asked = inputs.reads["latents"], getattr(inputs.sections, "sample", None)
-        scale = asked.guidance[0] if asked is not None and asked.guide is None else 1.0
-        settings = Sampling() if asked is None else asked.settings(scale)
-        tokenizer = inputs.encoding_tokenizer().to(inputs.device).eval()
-        known = labels_of(folder / "latents").unique()
+        """Samples, uint8 [ROWS, COLUMNS, c, h, w], a class per column, evenly spaced among the known ones; with at most
+        STEPS steps."""
+        settings, known = self._sampling, self._known
+        method = "euler" if settings.method == "dopri5" else settings.method  # which may need more steps to arrive
+        settings = replace(settings, method=method, steps=min(settings.steps, STEPS))
         labels = known[torch.linspace(0, len(known) - 1, COLUMNS).round().long()].repeat(ROWS)
-        labels = as_taught(labels, self.config.label_dropout, inputs.num_classes)
-        rng = Random.alone(inputs.seed, self.name, "picture", device=inputs.device)
+        images = self._drawn(network, labels, settings, "picture").cpu()
+        return images.view(ROWS, COLUMNS, *images.shape[1:])
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """The loss on latents of test images, as the stage `evaluate` has it of all; and, where `run.measure_samples`
+        asks for it, the Frechet distance of so many samples, of each class the same number, to as many test images."""
+        found = {"loss": held_out_loss(cast(Generator, network), *self._held_out, self.inputs.device)}
+        if count := self.inputs.sections.run.measure_samples:
+            extractor, real = self._judged
+            parts = self._known[torch.arange(count) % len(self._known)].split(AT_ONCE)
+            drawn = (self._drawn(network, part, self._sampling, "measure", i) for i, part in enumerate(parts))
+            found["gfd"] = frechet_distance(real, Statistics.of(map(extractor, drawn)))
+        return found
+
+    @cached_property
+    def _known(self) -> Tensor:
+        """The classes of the latents that it learns, ascending."""
+        known: Tensor = labels_of(self.inputs.reads["latents"] / "latents").unique()
+        return known
+
+    @property
+    def _sampling(self) -> Sampling:
+        """Settings of the stage `sample` at its first scale; without guidance where it has a `guide`."""
+        asked = getattr(self.inputs.sections, "sample", None)
+        scale = asked.guidance[0] if asked is not None and asked.guide is None else 1.0
+        return Sampling() if asked is None else asked.settings(scale)
+
+    def _drawn(self, network: nn.Module, labels: Tensor, settings: Sampling, *key: object) -> Tensor:
+        """Samples of these classes, uint8 [n, c, h, w] on the device; the same noise each time for the same key."""
+        inputs, tokenizer = self.inputs, self._tokenizer
+        rng = Random.alone(inputs.seed, self.name, *key, device=inputs.device)
 
         def normal() -> Tensor:
             return rng.normal(len(labels), *inputs.latent_shape)
 
-        method = "euler" if settings.method == "dopri5" else settings.method  # which may need more steps to arrive
-        settings = replace(settings, method=method, steps=min(settings.steps, STEPS))
-        z = generator.sample(normal(), labels.to(inputs.device), settings, normal)
-        images = to_uint8(tokenizer.decode(tokenizer.denormalize(z)).sample).cpu()
-        return images.view(ROWS, COLUMNS, *images.shape[1:])
+        taught = as_taught(labels, self.config.label_dropout, inputs.num_classes).to(inputs.device)
+        z = cast(Generator, network).sample(normal(), taught, settings, normal)
+        return to_uint8(tokenizer.decode(tokenizer.denormalize(z)).sample)
 
-    def measure(self, network: nn.Module) -> dict[str, float]:
-        """The loss on latents of test images, as the stage `evaluate` has it of all."""
-        return {"loss": held_out_loss(cast(Generator, network), *self._held_out, self.inputs.device)}
+    @cached_property
+    def _judged(self) -> tuple[Extractor, Statistics]:
+        """(the network of `evaluate.features`, the statistics of its features of test images)."""
+        inputs = self.inputs
+        evaluate = vars(inputs.sections)["evaluate"]  # see problems
+        extractor = extractor_of(evaluate.features).to(inputs.device)
+        some = DatasetImages(inputs.test_set, inputs.sections.run.measure_samples, inputs.sections.run.workers)
+        return extractor, Statistics.of(map(extractor, some.batches(range(len(some)), AT_ONCE)))
 
     @cached_property
     def _held_out(self) -> tuple[Tensor, Tensor]:
         """(latents [n, C, H, W], normalised, labels [n]) of n test images, on the CPU."""
         inputs, some = self.inputs, DatasetImages(self.inputs.test_set, HELD_OUT, self.inputs.sections.run.workers)
-        tokenizer = inputs.encoding_tokenizer().to(inputs.device).eval()
+        tokenizer = self._tokenizer
         batches = some.batches(range(len(some)), CHUNK)
         raw = (tokenizer.encode(as_input(images, inputs.device)).latents.float() for images in batches)
         assert some.labels is not None
         labels = as_taught(some.labels, self.config.label_dropout, inputs.num_classes)
         return torch.cat([tokenizer.normalize(z).cpu() for z in raw]), labels
 
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        """What decodes the latents that it learns."""
+        return self.inputs.encoding_tokenizer().to(self.inputs.device).eval()
+
     @classmethod
     def problems(cls, config: GeneratorTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
         yield from misfits(config, config.model, cls.name, inputs, others)
         if config.start_from == ALIGNMENT and inputs.sections.latents.whitening != 0:
             yield "generator.start_from: alignment's flow model saw no whitened latents; set latents.whitening to 0"
+        if inputs.sections.run.measure_samples and getattr(inputs.sections, "evaluate", None) is None:
+            yield "run.measure_samples: they are compared in evaluate.features; give a section evaluate, or set it to 0"
         flow = issubclass(config.model.network, VelocityModel)
         if config.alignment is not None and not issubclass(config.model.network, DiffusionTransformer):
             yield f"generator.alignment: {config.model.type!r} has no tokens to align; set it to null"
