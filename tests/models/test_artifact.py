@@ -29,7 +29,7 @@ def test_a_config_that_no_network_has(folder, odd):
 @pytest.mark.parametrize("text", ["", "[1]", "[" * 5000, '{"_class_name": ["LightningDiT"]}'])
 def test_a_config_that_is_none(folder, text):
     (folder / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"no config of a generator|not LightningDiT"):
+    with pytest.raises(ValueError, match=r"no config of a generator|not DiTDH or LightningDiT"):
         load_generator(folder)
 
 

@@ -140,7 +140,7 @@ def test_a_guide_counts_by_the_content_of_its_files(tmp_path):
         ("more", r"more: it was trained for 7 classes \(here 3\), 6 latents along each side \(here 3\); give"),
         ("bare", "bare: no weights are here"),
         ("cut", "cut/diffusion_pytorch_model.safetensors: damaged or cut off"),
-        ("vae", "vae: holds Autoencoder, not LightningDiT"),
+        ("vae", "vae: holds Autoencoder, not DiTDH or LightningDiT"),
         ("stage/generator", "stage/generator/diffusion_pytorch_model.safetensors is corrupt: it is not as it was"),
     ],
 )
