@@ -61,8 +61,7 @@ def measure_samples(
 
     drawn = configs.read(SampleConfig, sample | {"guidance": [guidance]})
     setting.tell_idle(reference)
-    with distributed.one_voice():
-        _tell_unguided(drawn, guidance)
+    _tell_unguided(drawn, guidance)
     model = DMVAEPipeline.from_pretrained(pipeline).to(setting.device)
     images = Generated(model, drawn, seed=seed, device=setting.device, precision=precision)
     images.facts |= {
@@ -82,6 +81,7 @@ def measure_samples(
     return setting.compare(reals, fakes, "g")
 
 
+@distributed.one_voice()
 def _tell_unguided(drawn: SampleConfig, guidance: float) -> None:
     for name in ("guidance_interval", "guidance_channels") if guidance == 1 else ():
         if getattr(drawn, name) != getattr(SampleConfig, name):
