@@ -126,6 +126,16 @@ def test_latents_that_collapse_once_are_taken_back_with_their_snapshots(prepared
     assert json.loads(log[-1])["health/spread"] > 0.2
 
 
+def test_without_a_pull_latents_go_where_they_go(prepared, quick, monkeypatch, capsys):
+    """Nothing but reconstruction moves them, so their distance from the reference is no failure."""
+    scales(monkeypatch, 0.4, once=False)
+    tiny.run(write(prepared, weight=0.0), only="matching")
+    assert "rolled_back" not in done(prepared)
+    assert "goes back" not in capsys.readouterr().out
+    log = (prepared / "run/main/matching/log.jsonl").read_text().splitlines()
+    assert json.loads(log[-1])["health/spread"] < 0.1
+
+
 def test_latents_that_shrink_are_told_and_not_taken_back(prepared, quick, monkeypatch, capsys):
     scales(monkeypatch, 0.88, once=False)
     tiny.run(write(prepared, {"save_every": 100}, steps=12, weight=0.14), only="matching")

@@ -34,7 +34,7 @@ from dmvae.runtime.precision import full_precision
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import Loggable
 from dmvae.stages.approach import EVERY, RECENT, Approach, Recent, hard_to_follow, unmeasured, until_told
-from dmvae.stages.bounds import BOUNDS, shape_of, spread, usual_spread
+from dmvae.stages.bounds import BOUNDS, UNPULLED, shape_of, spread, usual_spread
 from dmvae.stages.editing import DRAWN, EDITED, Editing, Encoded, arriving, as_saved, encode, unfit
 from dmvae.stages.reconstruction import DecoderNetworks, DecoderStage, discriminate, reconstruct
 from dmvae.stages.reference import ReferenceTraining, config_of, open_reference
@@ -161,7 +161,9 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
         return config.balance == "distance" or config.until is not None or config.objective.needs_distance
 
     def bounds(self) -> Sequence[Bound]:
-        return BOUNDS if self.config.rollback else ()
+        if not self.config.rollback:
+            return ()
+        return BOUNDS if self.config.weight > 0 else UNPULLED
 
     @cached_property
     def _usual_spread(self) -> float:
