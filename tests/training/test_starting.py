@@ -12,7 +12,9 @@ import processes
 import tiny
 from dmvae.inputs import Inputs
 from dmvae.jobs import plan
+from dmvae.models.artifact import save_network
 from dmvae.models.dit import LightningDiT
+from dmvae.models.dit_dh import DiTDH
 from dmvae.recipe import load
 from dmvae.runtime import distributed, sharding
 from dmvae.stages.generator import GeneratorStage
@@ -184,3 +186,18 @@ def test_a_partial_start_counts_in_the_address_and_needs_weights(tmp_path):
     assert {name for name in plain if plain[name] != partly[name]} == {"generator", "sample", "evaluate"}
     with pytest.raises(ValueError, match=r"generator: start_partly: true needs weights to start from; give start_from"):
         load(tiny.write(tmp_path, generator__start_partly=True))
+
+
+def test_a_partial_start_of_dit_dh_takes_the_frequencies_of_its_times(tmp_path):
+    """They are drawn and never train: a time embedding with others than it learned with says other times."""
+    head = {"head_width": 16, "head_depth": 1, "head_heads": 2}
+    there = DiTDH(**(FITS | head | {"num_classes": 7}))
+    save_network(there, tmp_path / "there")
+    model = {"type": "dit_dh", **tiny.DIT, **head}
+    given = {"start_from": str(tmp_path / "there"), "start_partly": True, "model": model}
+    path = tiny.write(tmp_path, **{f"generator__{name}": value for name, value in given.items()})
+    job = next(job for job in plan({"kl": load(path)["kl"]}, tmp_path / "run") if job.stage.name == "generator")
+    inputs = Inputs(job.recipe, "kl", job.folder, job.reads, torch.device("cpu"))
+    network = job.stage(job.recipe.section("generator"), inputs).build().generator
+    t = torch.linspace(0, 1, 5)
+    assert torch.equal(network.t_embedder(t), there.t_embedder(t))

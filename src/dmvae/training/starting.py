@@ -116,7 +116,7 @@ def start(network: Model, config: Starting, model: GeneratorConfig, stage: str, 
     if config.start_partly:
         trained = {name: p.numel() for name, p in network.named_parameters() if p.requires_grad}
         new = [name for name in trained if name not in taken]
-        share = f"{sum(trained[name] for name in taken):,} of {sum(trained.values()):,} parameters"
+        share = f"{sum(trained[name] for name in trained.keys() & taken):,} of {sum(trained.values()):,} parameters"
         inputs.say(f"starts with {share} from {given.place}; random: {', '.join(new) or 'none'}")
 
 
@@ -213,12 +213,16 @@ def _fitting(given: Given, network: Model, config: Starting, model: GeneratorCon
 
 
 def _layers(found: Mapping[str, Tensor], network: Model) -> dict[str, Tensor]:
-    """The tensors of layers that fit whole: a bias means nothing beside another weight. What does not train, such as a
-    table of positions, follows from the network's shape and is not taken."""
+    """The tensors of layers that fit whole: a bias means nothing beside another weight. What does not train is taken
+    where it has the same shape: the frequencies of DiT-DH's times are drawn, and the layers behind them know no others.
+    Positions follow from the shape."""
     trained = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
     fits = {name for name, shape in trained.items() if name in found and found[name].shape == shape}
     broken = {name.rpartition(".")[0] for name in trained.keys() - fits}
-    return {name: found[name] for name in trained if name in fits and name.rpartition(".")[0] not in broken}
+    taken = {name: found[name] for name in trained if name in fits and name.rpartition(".")[0] not in broken}
+    fixed = {name: p.shape for name, p in network.named_parameters() if not p.requires_grad}
+    same = {name: found[name] for name, shape in fixed.items() if name in found and found[name].shape == shape}
+    return taken and taken | same
 
 
 def _unlike(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[str]:
