@@ -6,6 +6,7 @@ import pytest
 
 import tiny
 from dmvae import cli
+from dmvae.fitting import fit
 from dmvae.recipe import load
 from dmvae.report.summary import over_seeds
 
@@ -52,6 +53,16 @@ def test_a_seed_takes_no_variant_s_name(tmp_path):
     variants = {"a@1": {"seed": 9}, "a": {}}
     with pytest.raises(ValueError, match="seeds: 'a@1' is a variant already"):
         load(tiny.write(tmp_path, variants=variants, seeds={"a": [0, 1]}))
+
+
+def test_what_is_asked_of_a_variant_reaches_its_seeds_and_no_variant_of_a_longer_name(tmp_path):
+    variants = {"a": {}, "a@wide": {}, "b": {}}
+    path = tiny.write(tmp_path, variants=variants, seeds={"b": [3]}, generator__batch_size=64)
+    asked = {f"variants.{name}.generator.batch_size": 96 for name in ("a", "b")}
+    recipes = load(path, asked)
+    assert [recipe.generator.batch_size for recipe in recipes.values()] == [96, 64, 96]
+    fitted, _ = fit(recipes, asked)
+    assert [recipe.generator.batch_size for recipe in fitted.values()] == [96, 32, 96], "of 48 images"
 
 
 def test_mean_and_spread_over_the_seeds_of_a_method():

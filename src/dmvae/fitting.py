@@ -35,7 +35,7 @@ def fit(
         changes: Values = {}
         for section, name, value, of in _too_large(recipe, items, ranks or distributed.world_size()):
             place = f"{section}.{name}"
-            given = (place, *(f"variants.{name}.{place}" for name in (variant, method_of(variant))))
+            given = (place, *(f"variants.{name}.{place}" for name in (variant, method_of(variant, recipe))))
             if not any(option in given for option in asked):
                 changes[section] = dataclasses.replace(changes.get(section, recipe.section(section)), **{name: value})
                 was = getattr(recipe.section(section), name)

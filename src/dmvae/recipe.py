@@ -155,7 +155,7 @@ def _resolve(values: Values, asked: Values, path: Path) -> Recipes:
     layers = {str(name): configs.named(recipe, configs.merge(values, over or {})) for name, over in by_variant.items()}
 
     def read(name: str, laid: Values) -> Recipe:
-        over = own.get(name, own.get(method_of(name)))
+        over = own.get(name if name in variants else method_of(name))  # a name may have an @ of its own
         try:
             return configs.read(recipe, configs.merge(laid, over or {}))
         except NoSuchField as error:

@@ -124,3 +124,14 @@ def test_the_first_step_that_is_not_finite_is_known_however_late_it_is_told():
 def test_a_matching_watches_what_it_logs():
     watched = {bound.figure for bound in BOUNDS}
     assert watched == {"health/spread", "health/error", "student/lag", "distance/whole", "distance/token"}
+
+
+@pytest.mark.parametrize("bounds", [[], [LOSS]])
+def test_a_first_gradient_that_comes_after_trouble_is_not_its_cause(bounds):
+    for before, spoilt in ((1.0, ["tokenizer"]), (math.nan, [])):
+        health = Health(bounds, torch.device("cpu"))
+        health.see(torch.tensor(1.0), 1, first="student")
+        health.see(torch.tensor(before), 2)
+        health.see(torch.tensor(math.inf), 2, first="tokenizer")
+        assert health.spoilt() == spoilt
+        assert health.ill_since() == 2

@@ -100,12 +100,12 @@ class Health:
         back must go to before that step, however late a row of the log shows it. Does not wait for the device.
         Checkpoints do not hold it: the norm is logged, and the row before a checkpoint raises for it.
 
-        first: the update's name, where this is its first gradient.
+        first: the update's name, where this is its first gradient. One after another's trouble is not the cause.
         """
+        value = value.detach().to(self._ill.device)  # torch's norm of no gradient at all is on the CPU
         if first:
-            self._first[first] = value.detach()
-        if self.bounds:
-            self._ill = torch.where(value.detach().isfinite(), self._ill, self._ill.clamp(max=step))
+            self._first[first] = torch.where(self._ill == _NEVER, value, 0.0)
+        self._ill = torch.where(value.isfinite(), self._ill, self._ill.clamp(max=step))
 
     def ill_since(self) -> int | None:
         """The step that `see` remembered, or None; waits for the device."""
