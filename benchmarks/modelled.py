@@ -25,7 +25,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.tables import header, line
-from dmvae.datasets.mixed import spaced
 from dmvae.generators import Generator, load_generator
 from dmvae.inputs import generator_of, kept_steps
 from dmvae.jobs import Job, jobs_of
@@ -35,7 +34,7 @@ from dmvae.report.run import COLOURS
 from dmvae.runtime.console import Bar
 from dmvae.runtime.precision import autocast
 from dmvae.stages.measuring import EvaluateConfig
-from dmvae.stages.modelled import LEAST, in_shares, modelled
+from dmvae.stages.modelled import LEAST, in_shares, learned, modelled
 from dmvae.stages.sample import SampleConfig, drawn_labels, generate_latents, image_seed
 from dmvae.transport.arrival import LATENTS
 
@@ -134,7 +133,7 @@ def figures(job: Job, seed: int, count: int | None = None, step: int | None = No
             bar.step(len(chunk))
     measured = job.recipe.section("evaluate") or EvaluateConfig()
     most = max(measured.knn_count, 6 * (count or 0))
-    data, of = stored.__getitems__(spaced(stored.labels, most))
+    data, of = learned(job.reads["latents"], most)
     data = data[torch.isin(of, labels)]
     alike = in_shares(labels, stored.labels, drawn=section.labels == "random")
     found = modelled(torch.cat(drawn)[alike], data, seed, count or LATENTS)

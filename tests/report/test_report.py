@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fake_run import Section, build, latents
 
-from dmvae.evaluation.scores import Figure
+from dmvae.evaluation.metrics import Figure, figures
 from dmvae.report import latent_map, table, training, write_report
 from dmvae.report.figures import shown
 from dmvae.report.run import Run, Trained
@@ -269,6 +269,12 @@ def test_a_figure_that_is_no_number_is_not_the_best():
     column = Figure("k", "k", "", 1, "{:.2f}", "of a test")
     run = SimpleNamespace(summary={}, methods={"a": {"k": float("nan")}, "b": {"k": 1.0}, "c": {"k": 2.0}})
     assert table._best(run, "k", column) == "2.00"
+
+
+def test_samples_that_are_like_no_image_are_not_the_best_at_memorising_none():
+    """They lie far from training images too: 0, where 0.5 is right."""
+    run = SimpleNamespace(summary={}, methods={"good": {"memorisation": 0.5}, "noise": {"memorisation": 0.0}})
+    assert table._best(run, "memorisation", figures()["memorisation"]) is None
 
 
 @pytest.mark.parametrize(("form", "message"), [("{:d}", "does not format a number"), ("%.3f", "no place for a number")])

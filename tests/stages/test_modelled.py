@@ -6,11 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from benchmarks import modelled as again
+from elsewhere import PIXELS
 from safetensors.torch import load_file, save_file
 
 import tiny
 from dmvae.datasets.pixels import to_uint8
+from dmvae.latents.store import LatentSet, MirroredSet
 from dmvae.runtime.random import Random
+from dmvae.stages import measuring
 from dmvae.stages.modelled import KEPT, _multiple, in_shares, kept_latents, modelled
 from dmvae.stages.sample import SampleConfig, drawn_labels
 from dmvae.tokenizers.adapted import load_tokenizer
@@ -131,6 +134,23 @@ def test_the_batches_in_which_samples_were_drawn_say_nothing(tmp_path):
         found, labels = kept_latents(home)
         assert torch.equal(found, z[:KEPT])
         assert torch.equal(labels, torch.arange(KEPT))
+
+
+@pytest.mark.slow
+def test_samples_stand_beside_mirror_images_where_their_generator_learned_these(tmp_path, monkeypatch):
+    """Half of what a perfect generator samples is mirrored then: beside plain latents alone it would be at fault."""
+    beside = []
+    for module in (measuring, again):
+        monkeypatch.setattr(module, "modelled", lambda z, data, *_: beside.append(data) or {"sampled_whole": 1.0})
+    jobs = tiny.run(tiny.write(tmp_path, **PIXELS, data__count=200, latents__mirrored=True, sample__count=66))
+    again.figures(next(job for job in jobs if job.stage.name == "sample"), seed=0)
+    folder = tmp_path / "run/main/latents"
+    both = MirroredSet(*(LatentSet(folder / name) for name in ("latents", "mirrored")))
+    for data in beside:
+        sets = both.__getitems__(range(400))[0].split(200)
+        found = [sum(torch.allclose(x, z[(z - x).flatten(1).norm(dim=1).argmin()]) for x in data) for z in sets]
+        assert min(found) > len(data) // 3
+    assert len(beside) == 2
 
 
 def test_too_few_have_no_figures():

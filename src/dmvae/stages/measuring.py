@@ -46,7 +46,7 @@ from dmvae.runtime.files import write_tensors
 from dmvae.runtime.hashing import weights_hash
 from dmvae.runtime.precision import autocast, name_of
 from dmvae.stages.arrival import at_the_end
-from dmvae.stages.modelled import in_shares, kept_latents, modelled
+from dmvae.stages.modelled import in_shares, kept_latents, learned, modelled
 from dmvae.stages.reference import MAP_POINTS, open_reference
 from dmvae.stages.sample import generator_at, labels_told, samples_folder
 from dmvae.tokenizers.adapted import spread_of
@@ -151,8 +151,9 @@ class Measuring:
             sampler = self.inputs.config_of("sample")
             sampled, of = kept_latents(samples_folder(self.inputs.reads["sample"], sampler["guidance"][0]))
             alike = sampled[in_shares(of, stored.labels, drawn=sampler.get("labels") == "random")]
-            known = latents.train[torch.isin(latents.train_labels, of)]  # with many classes some have no sample
-            self.metrics |= modelled(alike, known, self.inputs.seed)
+            data, known = learned(self.inputs.reads["latents"], self.config.knn_count)
+            there = data[torch.isin(known, of)]  # with many classes some have no sample
+            self.metrics |= modelled(alike, there, self.inputs.seed)
         if reference is not None:
             self.metrics |= at_the_end(self.inputs, reference, rows["z"], latents.test_labels, self.tokenizer.drawn)
         if self.config.proxies or self.config.probe:

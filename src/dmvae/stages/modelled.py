@@ -13,6 +13,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from dmvae.datasets.mixed import spaced
+from dmvae.latents.store import LatentSet, MirroredSet
+from dmvae.stages.latents import MIRRORED
 from dmvae.transport.arrival import LATENTS, as_items, distances, effective_rank
 from dmvae.transport.two_sample import two_sample_accuracy
 from dmvae.transport.views import View, tokens, whole
@@ -29,6 +32,15 @@ UNEVEN = 1.2
 """Up to this ratio the samples of two classes count as equally many: 12 and 11 do, 3 and 2 do not."""
 NUMBERS = 2**28
 """The most numbers of the data's latents that are read, a GiB, unless two sets need more."""
+
+
+def learned(folder: Path, most: int) -> tuple[Tensor, Tensor]:
+    """At most so many of the latents [n, C, H, W] that generators learn of a stage `latents` in that folder, as a
+    `LatentSet` gives them, evenly spaced, and their labels [n]. Where mirror images are stored, half are theirs: beside
+    plain ones alone a perfect generator would be told apart."""
+    plain, mirrored = LatentSet(folder / "latents"), folder / MIRRORED
+    latents = MirroredSet(plain, LatentSet(mirrored)) if mirrored.exists() else plain
+    return latents.__getitems__(spaced(latents.labels, most))
 
 
 def in_shares(labels: Tensor, of_data: Tensor, drawn: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ class Memorisation(Metric):
             "memorisation",
             "memorisation",
             "",
-            -1,
+            0,  # lower is no better: samples that are like no image at all have 0
             "{:.3f}",
             "how often a sample is nearer to a training image than a test image is; 0.5 is not at all, 1 is copies",
         ),
