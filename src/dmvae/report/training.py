@@ -9,6 +9,7 @@ from dmvae.matching import LAG
 from dmvae.report.charts import Line, lines
 from dmvae.report.html import details, legend, listing, panel, panels, prose
 from dmvae.report.run import COLOURS, Run, Trained
+from dmvae.training.adversary import idle_adversary
 from dmvae.training.health import went_back
 from dmvae.transport.arrival import accuracy_of
 
@@ -199,6 +200,11 @@ def stage_curves(run: Run, stage: str) -> str:
         return ""
     shared = [f"{listing(t.variants)} share one training." for t in trained if len(t.variants) > 1]
     note = f'<p class="note">{" ".join(shared)}</p>' if shared and len(run.variants) > 1 else ""
+    note += "".join(
+        prose(f"<strong>{escape(', '.join(training.variants))}</strong>: {escape(told)}.")
+        for training in trained
+        if (told := idle_adversary(training.rows))
+    )
     folded = details("More figures of this stage", panels(charts[key] for key in keys if key not in main))
     return f"{_names(run, trained)}{note}{panels(charts[k] for k in main)}{folded}"
 

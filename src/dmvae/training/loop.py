@@ -16,9 +16,10 @@ from dmvae.runtime.precision import tuned, with_tf32
 from dmvae.runtime.signals import Interrupted, signals, stop_later
 from dmvae.runtime.words import few
 from dmvae.training import checkpoint
+from dmvae.training.adversary import idle_adversary
 from dmvae.training.data import batches
 from dmvae.training.health import LOOKBACK, ROLLED_BACK, Unwell, going_back, hopeless, went_back
-from dmvae.training.logging import Figures, losses, values_of
+from dmvae.training.logging import Figures, losses, read_figures, values_of
 from dmvae.training.pictures import write_picture
 from dmvae.training.stage import AnyTraining, Facts
 from dmvae.training.trainer import Trainer
@@ -148,5 +149,7 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
             bar.step(per_step=config.batch_size, note=losses(row))
         trainer.background.wait()
         trainer.save_networks(inputs.out)
+    if distributed.is_main() and (told := idle_adversary(read_figures(inputs.out / "log.jsonl"))):
+        inputs.say(f"{stage.name}: {told}")
     facts = {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
     return facts | ({"rolled_back": went_back(inputs.out)} if trainer.slowed else {})
