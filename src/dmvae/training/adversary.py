@@ -28,6 +28,7 @@ def idle_adversary(rows: Sequence[Mapping[str, float]]) -> str:
     weight = f", and its loss had a weight of {fmean(weights):.2g}" if weights else ""
     return (
         f"the discriminator told nothing apart: in the second half of its steps its answers to images and to "
-        f"reconstructions differed by {gap:.2g}, where 2 is certainty{weight}. Lower losses.adversarial.learning_rate, "
-        f"to a third or a tenth, or start it from one that has learned (losses.adversarial.start_from)"
+        f"reconstructions differed by {gap:.2g}, where 2 is certainty{weight}. Lower losses.adversarial.learning_rate "
+        f"to a third or less, with norm: group where it is a patchgan, or start it from one that has learned "
+        f"(losses.adversarial.start_from)"
     )
