@@ -22,25 +22,24 @@ HELD_OUT = 250
 
 def look(trainer: Trainer, name: str, act: Callable[[nn.Module], None], missing: str) -> None:
     """Call `act` with the network of that name as it would be saved now. All ranks must call this: a sharded network is
-    gathered, as it is saved. One rank acts, and what goes wrong there is a warning that begins with `missing`: it is no
-    reason to end a training."""
+    gathered, as it is saved. One rank acts, and the others wait as long as that takes. What goes wrong there is a
+    warning that begins with `missing`: it is no reason to end a training."""
     inputs = trainer.inputs
-    gpus = [inputs.device] if inputs.device.type == "cuda" else []
     with trainer.as_saved():
         network = sharding.whole_module(getattr(trainer.networks, name))
-        if not distributed.is_main():
-            return
-        try:
-            with (
-                uncompiled(),
-                evaluating(network),
-                torch.no_grad(),  # not inference_mode: what a network keeps of a pass could not be trained with
-                autocast(inputs.device, inputs.sections.run.precision),
-                torch.random.fork_rng(gpus),
-            ):
-                act(network.to(inputs.device))
-        except Exception as error:  # memory, disk, data, a plugin's code, a tracker: each has classes of its own
-            warnings.warn(f"{missing} ({error or type(error).__name__}); the training goes on", stacklevel=3)
+        if distributed.is_main():
+            try:
+                with (
+                    uncompiled(),
+                    evaluating(network),
+                    torch.no_grad(),  # not inference_mode: what a network keeps of a pass could not be trained with
+                    autocast(inputs.device, inputs.sections.run.precision),
+                    torch.random.fork_rng([inputs.device] if inputs.device.type == "cuda" else []),
+                ):
+                    act(network.to(inputs.device))
+            except Exception as error:  # memory, disk, data, a plugin's code, a tracker: each has classes of its own
+                warnings.warn(f"{missing} ({error or type(error).__name__}); the training goes on", stacklevel=3)
+    distributed.barrier()  # in the next step, the others would wait for no longer than run.timeout
 
 
 def write_measured(trainer: Trainer, figures: Figures) -> None:
