@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from dmvae.evaluation.metrics import measured_pairs
+from dmvae.evaluation.features import LOGITS, FeaturesConfig
+from dmvae.evaluation.metrics import INCEPTION, measured_pairs
 from dmvae.evaluation.passes import PARTS
 from dmvae.evaluation.probe import HELD_OUT
 from dmvae.inputs import Inputs
@@ -64,6 +65,11 @@ class EvaluateStage(Stage[EvaluateConfig]):
                     yield f"evaluate.metrics: {error}{place_of(error)}"
         if inputs.data.are_latents and "memorisation" in config.metrics:
             yield "evaluate.metrics: memorisation needs training images, and data.type: latents has none; leave it out"
+        if "score" in config.metrics and not any(map(_gives_score, (config.features, *config.also))):
+            yield (
+                "evaluate.metrics: score needs features of type inception with the published weights, those of the "
+                "logits among them (docs/measure.md says where they are), and no others give it; leave it out"
+            )
         stored = inputs.sections.latents.stored
         latents = min(config.knn_count, len(inputs.train_set), stored or config.knn_count)
         if config.neighbours > latents:
@@ -73,3 +79,15 @@ class EvaluateStage(Stage[EvaluateConfig]):
             )
         if config.probe and latents < (least := 2 * HELD_OUT):
             yield f"evaluate.probe: it learns from {least} latents or more, and there are {latents}; set it to false"
+
+
+def _gives_score(features: FeaturesConfig) -> bool:
+    """Whether the Inception Score is measured in these features; also where weights are missing, which is told by
+    itself."""
+    if features.name != INCEPTION:
+        return False
+    try:
+        extractor = features.build()
+    except ValueError:
+        return True
+    return extractor.name == INCEPTION and LOGITS in extractor.widths
