@@ -199,5 +199,4 @@ def test_a_partial_start_of_dit_dh_takes_the_frequencies_of_its_times(tmp_path):
     job = next(job for job in plan({"kl": load(path)["kl"]}, tmp_path / "run") if job.stage.name == "generator")
     inputs = Inputs(job.recipe, "kl", job.folder, job.reads, torch.device("cpu"))
     network = job.stage(job.recipe.section("generator"), inputs).build().generator
-    t = torch.linspace(0, 1, 5)
-    assert torch.equal(network.t_embedder(t), there.t_embedder(t))
+    assert same(network.t_embedder.state_dict(), there.t_embedder.state_dict())
