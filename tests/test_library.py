@@ -14,6 +14,7 @@ import torch
 
 import dmvae
 import tiny
+from dmvae import library
 from dmvae.datasets.instance import Instance, offer
 from dmvae.flow.loss import flow_matching_loss
 from dmvae.generators.flow import FlowModelConfig
@@ -66,6 +67,21 @@ def test_a_recipe_runs_from_python_on_a_data_set_of_ones_own(tmp_path, plain_rep
         run.pipeline()
     with pytest.raises(ValueError, match="give both data sets, or neither"):
         dmvae.run(recipe, train=Colours(48))
+
+
+def test_variants_keep_what_they_say_of_the_shape_of_a_data_set_of_ones_own(tmp_path, monkeypatch):
+    variants = {"plain": {}, "large": {"data": {"size": 24}}, "flipped": {"data.flip": True}, "grey": None}
+    asked = {"run_dir": tmp_path / "run", "variants.grey.data.channels": 1}
+    found = {}
+    monkeypatch.setattr(library.pipeline, "run", lambda recipes, *_, **__: found.update(recipes) or [])
+    monkeypatch.setattr(library, "finish_chosen", lambda *_: None)
+    monkeypatch.setattr(library, "Run", lambda folder: folder)
+    for more, size in (({}, 12), ({"data.size": 16}, 16)):
+        dmvae.run(tiny.RECIPE | {"variants": variants}, train=Colours(6), test=Colours(4), **asked, **more)
+        assert {recipe.data.type for recipe in found.values()} == {"instance"}
+        assert [found[name].data.size for name in variants] == [size, more.get("data.size", 24), size, size]
+        assert [found[name].data.flip for name in variants] == [False, False, True, False]
+        assert [found[name].data.channels for name in variants] == [3, 3, 3, 1]
 
 
 @pytest.mark.slow

@@ -103,11 +103,12 @@ def run(
 
     recipe: a file, the name of one that comes with the package (`dmvae recipes`), or a mapping with a file's content.
     train, test: map-style data sets of (image, label), used in place of the recipe's `data`, of which only `size`,
-    `channels`, `limit` and `flip` still count. A later call finds the finished stages again if lengths, `targets` or
-    `labels`, `classes` and 64 sampled images of each set are unchanged; after a change of other images, give another
-    `run_dir`. run_dir: the folder, `run.dir` of the recipe unless given. variant: this one alone, or METHOD for all
-    its seeds. Both are options of the command too. overrides: fields that replace the recipe's, as on the command
-    line: a section as a mapping (`tokenizer={"steps": 30}`), or a dotted name (`**{"tokenizer.steps": 30}`).
+    `channels`, `limit` and `flip` still count, also in variants. A later call finds the finished stages again if
+    lengths, `targets` or `labels`, `classes` and 64 sampled images of each set are unchanged; after a change of other
+    images, give another `run_dir`. run_dir: the folder, `run.dir` of the recipe unless given. variant: this one alone,
+    or METHOD for all its seeds. Both are options of the command too. overrides: fields that replace the recipe's, as on
+    the command line: a section as a mapping (`tokenizer={"steps": 30}`), or a dotted name
+    (`**{"tokenizer.steps": 30}`).
 
     In the process that calls, denormal numbers are zeros from then on (torch.set_flush_denormal), for speed on a CPU.
 
@@ -128,10 +129,7 @@ def run(
         for name in configs.merge({}, overrides).get("data") or {}:
             if name not in SHAPE:
                 raise ValueError(f"data.{name}: with train and test, data has only {few(SHAPE)}{nearest(name, SHAPE)}")
-        data = configs.merge(values, overrides).get("data") or {}
-        overrides = {key: value for key, value in overrides.items() if key.partition(".")[0] != "data"}
-        shape = {key: value for key, value in data.items() if key in SHAPE}
-        overrides["data"] = {"type": "instance", "key": offer(train, test)} | shape
+        values = _with_data(values, {"type": "instance", "key": offer(train, test)})
     look_again()
     whole = resolve(values, overrides, path)
     recipes = whole if variant is None else chosen(whole, [variant])
@@ -143,3 +141,18 @@ def run(
         if distributed.is_main():
             finish_chosen(jobs, run_dir, recipes, whole, asked)
     return Run(run_dir)
+
+
+def _with_data(values: Values, data: Values) -> Values:
+    """A recipe's values with `data` in place of its own, of which SHAPE is kept; so also where a variant has some."""
+
+    def laid(over: Values) -> Values:
+        own = over.get("data")
+        kept = {name: own[name] for name in SHAPE if name in own} if isinstance(own, dict) else None
+        return over if kept is None else over | {"data": data | kept}
+
+    variants = values.get("variants")
+    if isinstance(variants, dict):
+        each = {name: laid(configs.merge({}, over)) if over else over for name, over in variants.items()}
+        values = values | {"variants": each}
+    return laid(values | {"data": values.get("data") or {}})
