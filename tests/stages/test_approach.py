@@ -272,6 +272,7 @@ def test_arrival_ends_the_stage(tmp_path, small, monkeypatch):
         ({"matching.decoded": 13}, "decoded: 13 images of a batch of 12"),
         ({"matching.target": 0.5}, "target: expected a number, 1 to .* got 0.5"),
         ({"matching.weight": 20}, "weight: 20 is where balance: distance starts; give 0.2 to 10"),
+        ({"matching.weight": 0}, "give 0.2 to 10, or balance: fixed too, for no pull"),
         ({"matching.objective.slices": 2}, "slices: 2 for 3 kinds of directions"),
         ({"matching.student_warmup": 3}, "student_warmup: 'transport' has no student"),
         ({"matching.student_learning_rate": 1e-3}, "student_learning_rate: 'transport' has no student"),

@@ -191,7 +191,8 @@ class MatchingStage(DecoderStage[MatchingTraining, MatchingNetworks]):
                 yield f"matching.{field_name}: {name!r} has no student; leave it out"
         low, high = LIMITS
         if config.balance == "distance" and not low <= config.weight <= high:
-            yield f"matching.weight: {config.weight:g} is where balance: distance starts; give {low:g} to {high:g}"
+            off = "" if config.weight else ", or balance: fixed too, for no pull"
+            yield f"matching.weight: {config.weight:g} is where balance: distance starts; give {low:g} to {high:g}{off}"
         yield from config.objective.problems(config.batch_size, inputs.num_classes, reference.distribution)
         yield from unmet(config.objective, reference, config.label_dropout, inputs)
         if not config.turns:
