@@ -102,7 +102,9 @@ class Health:
 
         first: the update's name, where this is its first gradient. One after another's trouble is not the cause.
         """
-        value = value.detach().to(self._ill.device)  # torch's norm of no gradient at all is on the CPU
+        value = value.detach()
+        if value.device != self._ill.device:
+            return  # torch's norm of no gradient at all, 0 on the CPU; to send it would wait
         if first:
             self._first[first] = torch.where(self._ill == _NEVER, value, 0.0)
         self._ill = torch.where(value.isfinite(), self._ill, self._ill.clamp(max=step))
