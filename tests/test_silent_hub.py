@@ -2,6 +2,7 @@
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -104,8 +105,17 @@ def test_a_file_is_one_here_or_of_the_hub(nobody, asked, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     (tmp_path / "org/repo").mkdir(parents=True)
     (tmp_path / "org/repo/a.pt").touch()
-    for here in ("org/repo/a.pt", "org/repo", "a.pt", "../org/repo/a.pt", "/org/repo/b.pt"):
+    for here in ("org/repo/a.pt", "org/repo", "a.pt", "../org/repo/a.pt", "/org/repo/b.pt", "runs/x/main/folder"):
         assert str(hub_file(here)) == here
     assert not asked
     with pytest.raises(ValueError, match=rf"org/repo/b\.pt is no file, and on the hub: {NOBODY} does not answer"):
         hub_file("org/repo/b.pt")
+
+
+def test_a_file_of_the_hub_may_lie_in_folders(tmp_path, monkeypatch):
+    """As RAE's released generators, which docs/diffusers.md names, do."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name: tmp_path / repository / name)
+    place = "nyu-visionx/RAE-collections/DiTs/Dinov2/wReg_base/ImageNet256/DiTDH-XL/stage2_model.pt"
+    assert place in (Path(__file__).parents[1] / "docs/diffusers.md").read_text()
+    assert hub_file(place) == tmp_path / place

@@ -109,6 +109,10 @@ def test_names_of_classes(shards, tmp_path):
         label_extension="txt",
         classes=("owls",),
     )
+    tar(tmp_path / "t" / "test.tar", [("a.png", png(3)), ("a.txt", b"1")])  # counted by whom, and in which order?
+    message = r"test\.tar, member a\.png: its \.txt holds '1', no class of the train split"
+    fails(tmp_path / "t", message, "test", label_extension="txt")
+    assert open_split(tmp_path / "t", "test", label_extension="txt", classes=("cat", "owl")).labels.tolist() == [1]
     assert open_split(tmp_path / "t", label_extension="none").classes == ("all",)
     assert open_split(tmp_path / "t", label_extension=".TXT", image_extension=".PNG").classes == ("cat", "owl")
     tar(tmp_path / "j" / "train.tar", [("a.png", png(1)), ("a.json", b'{"label": 3}')])

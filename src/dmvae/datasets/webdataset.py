@@ -63,7 +63,8 @@ class WebDataset(EncodedConfig):
             if given is None and split != "train":
                 texts = [self._index(shard, label).labels for shard in self._shards("train")]
             classes = given or _classes(texts, f"{self.root}, .{label} of the train split")
-            source.set_labels(index, classes, label)
+            numbers = given is not None or _number(classes[0]) is not None
+            source.set_labels(index, classes, label, numbers)
             of = "data.classes" if given else f".{label} of the train split"
             check_labels(source.labels, classes, of, source.where)
         content = digest([s.content for s in index], source.chosen if self.limit else None)
@@ -142,20 +143,22 @@ class Members:
         self.names = np.array([name.encode(errors="surrogateescape") for s in index for name in s.names])[rows]
         self.labels = torch.zeros(len(rows), dtype=torch.int64)
 
-    def set_labels(self, index: list[Samples], classes: tuple[str, ...], extension: str) -> None:
-        """Set labels from their texts: numbers or class names. Raises ValueError naming one that is neither."""
+    def set_labels(self, index: list[Samples], classes: tuple[str, ...], extension: str, numbers: bool) -> None:
+        """Set labels from their texts: class names and, with `numbers`, their numbers: whoever wrote numbers beside
+        names may have counted otherwise. Raises ValueError naming one that is neither."""
         places = {name: number for number, name in enumerate(classes)}
         texts = [text for samples in index for text in samples.labels]
-        numbers: list[int] = []
+        found: list[int] = []
         for row, at in enumerate(self.chosen):
-            number = _number(texts[at])
+            number = _number(texts[at]) if numbers else None
             if number is None and texts[at] not in places:
+                what = "neither a number nor a class" if numbers else "no class of the train split"
                 raise ValueError(
-                    f"{self.where(row)}: its .{extension} holds {texts[at][:60]!r}, neither a number nor a class"
+                    f"{self.where(row)}: its .{extension} holds {texts[at][:60]!r}, {what}"
                     f"{nearest(texts[at][:60], list(places)[:20])}"
                 )
-            numbers.append(places[texts[at]] if number is None else number)
-        self.labels = torch.tensor(numbers, dtype=torch.int64)
+            found.append(places[texts[at]] if number is None else number)
+        self.labels = torch.tensor(found, dtype=torch.int64)
 
     def read(self, index: int) -> bytes:
         """The encoded image. Raises OSError or ValueError, not BrokenImage, for a shard that has changed."""

@@ -23,10 +23,11 @@ PATIENCE = 5.0
 """Seconds to wait for an answer."""
 
 
-FILE = re.compile(r"(\w[\w.-]*/\w[\w.-]*)/(\w[\w.-]*)")
-"""ORG/REPO/FILE."""
 WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 """Endings of files of weights, which tell such a name from a folder's that is not there."""
+_NAME, _ENDING = r"\w[\w.-]*", "|".join(map(re.escape, WEIGHTS))
+FILE = re.compile(rf"({_NAME}/{_NAME})/({_NAME}|(?:{_NAME}/)+{_NAME}(?:{_ENDING}))")
+"""ORG/REPO/FILE. FILE may lie in folders of the repository if it ends as weights do."""
 
 
 def hub_file(name: str | Path) -> Path:
