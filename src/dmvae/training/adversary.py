@@ -15,7 +15,8 @@ def idle_adversary(rows: Sequence[Mapping[str, float]]) -> str:
     """What to say of the rows of a training's log where the discriminator told nothing apart in the second half of its
     steps; "" where it did, where it had fewer than STEPS, and where there is none.
 
-    Its gradient is small and points nowhere then, and the adaptive weight makes it as large as the reconstruction's.
+    Its gradient is small and points nowhere then, and the adaptive weight gives it its full share of the
+    reconstruction's all the same.
     """
     seen = [row for row in rows if "adversarial/real" in row and "adversarial/fake" in row]
     if not seen or seen[-1]["step"] - seen[0]["step"] < STEPS:
