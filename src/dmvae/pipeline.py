@@ -124,6 +124,9 @@ def _run(chosen: list[Job], several: bool) -> None:
                 if job.variant != variant and several:
                     console.print(headline(chosen, job.variant))
                 console.print(f"{job.variant}/{job.stage.name}: {_verb(job, state)} {job.folder}")
+                if state == "finished" and (missed := _missed(job)):
+                    told = f"{few(missed)} of {job.stage.name}.keep_at came before that was asked and were not kept"
+                    console.print(f"{told}; remove {job.folder} to train anew")
             variant = job.variant
             if state != "finished":
                 execute(job)
@@ -134,6 +137,13 @@ def _verb(job: Job, state: str) -> str:
     if state == "interrupted" and issubclass(job.stage, TrainingStage) and not steps(job.folder / CHECKPOINTS):
         return "run again (interrupted before its first checkpoint)"
     return {"finished": "skip (finished)", "interrupted": "resume (interrupted)", "new": "run (new)"}[state]
+
+
+def _missed(job: Job) -> list[int]:
+    """The steps of `keep_at` that a finished training has not kept."""
+    asked = getattr(job.recipe.section(job.stage), "keep_at", ()) if issubclass(job.stage, TrainingStage) else ()
+    reached = job.facts()["steps"] if asked else 0
+    return [step for step in asked if step <= reached and not (job.folder / snapshot(step)).exists()]
 
 
 def _check(ahead: list[Job], jobs: list[Job]) -> None:

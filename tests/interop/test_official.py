@@ -1,5 +1,6 @@
 """The authors' weights: golden numbers through the importers, layouts of file, sizes from shapes, export, refusals."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -62,7 +63,22 @@ def test_the_commands_import_and_export(tmp_path, vae, vae_data, ep64, capsys):
     cli.main(["import", "official-generator", str(ep64), "--out", str(tmp_path / "generator")])
     loaded, own = LightningDiT.from_pretrained(tmp_path / "generator"), import_generator(ep64)
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), own.parameters(), strict=True))
-    assert capsys.readouterr().out.count("M parameters") == 2
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("M parameters") == 2
+    assert "--latent-mean 0.0685 --latent-scale 0.1763" in told, "as published, over all channels"
+
+
+def test_an_export_tells_what_the_authors_file_does_not_hold(tmp_path, vae):
+    vae = copy.deepcopy(vae)
+    mean, std = torch.linspace(-1, 3, 8), torch.linspace(0.5, 2, 8)
+    vae.set_statistics(mean, std)
+    vae.drawn = True
+    told = list[str]()
+    export_vae(vae, tmp_path / "vae.pt", say=told.append)
+    z = torch.stack([mean - std, mean + std]).double()  # latents of these statistics
+    whole = f"--latent-mean {z.mean():.4g} --latent-scale {1 / z.std(correction=0):.4g}"
+    assert told[0].endswith(whole)
+    assert "fixed_std" in told[1]
 
 
 @torch.no_grad()

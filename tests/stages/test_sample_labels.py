@@ -24,6 +24,14 @@ def test_random_labels_are_a_function_of_the_seed_and_all_as_likely():
     assert torch.equal(drawn_labels(SampleConfig(count=8), 0, 3), torch.arange(8) % 3)
 
 
+def test_fewer_images_than_classes_are_of_evenly_spaced_classes():
+    """The first of ImageNet's classes are all animals."""
+    assert drawn_labels(SampleConfig(count=4), 0, 10).tolist() == [0, 2, 5, 7]
+    assert drawn_labels(SampleConfig(count=9), 0, 10).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert drawn_labels(SampleConfig(count=600), 0, 1000).diff().unique().tolist() == [1, 2]
+    assert torch.equal(drawn_labels(SampleConfig(count=10), 0, 10), torch.arange(10))
+
+
 @pytest.mark.slow
 def test_neither_batches_nor_ranks_nor_a_stop_change_random_labels(tmp_path, monkeypatch):
     jobs = tiny.run(tiny.write(tmp_path, sample__count=24, sample__labels="random"), "kl", until="generator")

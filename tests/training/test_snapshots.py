@@ -50,6 +50,17 @@ def test_one_training_gives_a_row_for_each_snapshot(tmp_path):
         assert same(wanted, Run(run_dir).pipeline(name).transformer.state_dict()), f"{name}'s pipeline made its samples"
 
 
+def test_steps_that_a_finished_training_has_not_kept_are_told(tmp_path, capsys):
+    recipe = tiny.write(tmp_path, generator__keep_at=[2], **FAST)
+    tiny.run(recipe, "kl", until="generator")
+    asked = tiny.write(tmp_path, generator__keep_at=[1, 2], **FAST)
+    capsys.readouterr()
+    tiny.run(asked, "kl", until="generator")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "generator: skip (finished)" in told
+    assert "1 of generator.keep_at came before that was asked and were not kept; remove" in told
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "matching",

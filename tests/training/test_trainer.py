@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from steps import batch_of, trainer_of
 from torch import nn
 
+import tiny
 from dmvae.runtime.random import seed_of
 from dmvae.training.logging import Figures
 from dmvae.training.optim import adamw
@@ -96,6 +97,12 @@ def test_the_discriminator_has_its_own_learning_rate(tmp_path):
     rates = {name: optimizer.param_groups[0]["base_lr"] for name, optimizer in trainer.optimizers.items()}
     assert rates["discriminator"] == 3e-5
     assert {rate for name, rate in rates.items() if name != "discriminator"} == {2e-3}
+
+
+def test_a_warmup_that_outlasts_the_training_is_told(tmp_path, capsys):
+    tiny.run(tiny.write(tmp_path, encoder__warmup=40, encoder__steps=4), "matched", only="encoder")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "encoder: warmup: 40 steps outlast the 4 of training; learning rates end at 10% of what is given" in told
 
 
 def test_what_torch_draws_by_itself_depends_on_the_step_alone(tmp_path, monkeypatch):

@@ -54,6 +54,12 @@ def spaced(labels: Tensor, count: int) -> Tensor:
     return found if gap.abs().sum() < UNLIKE else stratified(labels, count)
 
 
+def balanced(count: int, num_classes: int) -> Tensor:
+    """int64 [count]: 0, 1, ..., num_classes - 1, 0, 1, ... Fewer than num_classes are evenly spaced: the first classes
+    are of one kind in many data sets, as animals in ImageNet."""
+    return torch.arange(count) * num_classes // count if count < num_classes else torch.arange(count) % num_classes
+
+
 class Chosen:
     """The items of a data set at the indices int64 [n], in that order."""
 

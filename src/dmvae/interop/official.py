@@ -126,11 +126,12 @@ def import_discriminator(file: Path) -> PatchGAN:
     return build_discriminator(_open(file, (), "discriminator"), file)
 
 
-def export_vae(autoencoder: Autoencoder | Path, file: Path) -> None:
+def export_vae(autoencoder: Autoencoder | Path, file: Path, say: Callable[[str], None] = lambda text: None) -> None:
     """Write a tokenizer, or the one saved in a folder, as the authors' code reads it: under `vae_wo_ddp`.
 
-    Tensors are written bit for bit. Their format has no place for the latents' statistics and the number of heads.
-    Raises ValueError for a tokenizer of another architecture.
+    Tensors are written bit for bit. Their format has no place for the latents' statistics, for a spread that they are
+    drawn with, and for the number of heads; `say` is told the first two. Raises ValueError for a tokenizer of another
+    architecture.
     """
     model = _network(autoencoder, [Autoencoder], "tokenizer")
     encoder, where = model.config["encoder"], "this tokenizer has no form in the authors' layout"
@@ -153,6 +154,10 @@ def export_vae(autoencoder: Autoencoder | Path, file: Path) -> None:
         vit: Any = model.encoder.model
         build_vae({k: v.to("meta") for k, v in state.items()}, where, heads=vit.blocks[0].attn.num_heads)
     write_state_dict(Path(file), "vae_wo_ddp", state)
+    whole = "--latent-mean {shift_factor:.4g} --latent-scale {scaling_factor:.4g}".format_map(model.config)
+    say(f"the file has no place for the latents' statistics; over all channels they are {whole}")
+    if model.drawn:
+        say("it has none for the spread that latents are drawn with (fixed_std) either: theirs gives means alone")
 
 
 def export_generator(generator: LightningDiT | SiT | Path, file: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.datasets import Items
+from dmvae.datasets.mixed import balanced
 from dmvae.datasets.pixels import as_input, to_uint8
 from dmvae.encoders import require_stride
 from dmvae.evaluation.features import CHUNK, Extractor, extractor_of
@@ -200,7 +201,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         found = {"loss": held_out_loss(cast(Generator, network), *self._held_out, self.inputs.device)}
         if count := self.inputs.sections.run.measure_samples:
             extractor, real = self._judged
-            parts = self._known[torch.arange(count) % len(self._known)].split(AT_ONCE)
+            parts = self._known[balanced(count, len(self._known))].split(AT_ONCE)
             drawn = (self._drawn(network, part, self._sampling, "measure", i) for i, part in enumerate(parts))
             found["gfd"] = frechet_distance(real, Statistics.of(map(extractor, drawn)))
         return found

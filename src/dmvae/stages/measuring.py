@@ -151,7 +151,8 @@ class Measuring:
             sampler = self.inputs.config_of("sample")
             sampled, of = kept_latents(samples_folder(self.inputs.reads["sample"], sampler["guidance"][0]))
             alike = sampled[in_shares(of, stored.labels, drawn=sampler.get("labels") == "random")]
-            data, known = learned(self.inputs.reads["latents"], self.config.knn_count)
+            plain = latents.train, latents.train_labels
+            data, known = learned(self.inputs.reads["latents"], self.config.knn_count, plain)
             there = data[torch.isin(known, of)]  # with many classes some have no sample
             self.metrics |= modelled(alike, there, self.inputs.seed)
         if reference is not None:

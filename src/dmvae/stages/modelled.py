@@ -34,11 +34,14 @@ NUMBERS = 2**28
 """The most numbers of the data's latents that are read, a GiB, unless two sets need more."""
 
 
-def learned(folder: Path, most: int) -> tuple[Tensor, Tensor]:
+def learned(folder: Path, most: int, read: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """At most so many of the latents [n, C, H, W] that generators learn of a stage `latents` in that folder, as a
     `LatentSet` gives them, evenly spaced, and their labels [n]. Where mirror images are stored, half are theirs: beside
-    plain ones alone a perfect generator would be told apart."""
-    plain, mirrored = LatentSet(folder / "latents"), folder / MIRRORED
+    plain ones alone a perfect generator would be told apart. read: so many plain ones, where they are at hand."""
+    mirrored = folder / MIRRORED
+    if read is not None and not mirrored.exists():
+        return read
+    plain = LatentSet(folder / "latents")
     latents = MirroredSet(plain, LatentSet(mirrored)) if mirrored.exists() else plain
     return latents.__getitems__(spaced(latents.labels, most))
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dmvae import config as configs
 from dmvae.config import Values
+from dmvae.datasets.mixed import balanced
 from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.guidance import require_channels
 from dmvae.flow.path import unlike
@@ -63,8 +64,8 @@ class SampleConfig(SamplerConfig):
     arXiv 2406.02507): an earlier snapshot of the generator, by its step; or another generator trained on the same
     latents, by its folder. null is classifier-free guidance."""
     labels: Literal["equal", "random"] = configs.added("equal")
-    """"equal": of every class the same number (the first classes get one more where it does not divide); "random": each
-    image's class is drawn, all being as likely."""
+    """"equal": of every class the same number (the first classes get one more where it does not divide; fewer images
+    than classes are of evenly spaced ones); "random": each image's class is drawn, all being as likely."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -272,17 +273,12 @@ def drawn_labels(config: SampleConfig, seed: int, num_classes: int) -> Tensor:
     neither batches nor ranks change them."""
     if config.labels == "random":
         return Random.alone("sample labels", seed).integers(num_classes, config.count)
-    return balanced_labels(config.count, num_classes)
+    return balanced(config.count, num_classes)
 
 
 def labels_told(labels: str) -> str:
     """`sample.labels` as manifests write it: "balanced" for "equal", their word before there was a choice."""
     return "balanced" if labels == "equal" else labels
-
-
-def balanced_labels(count: int, num_classes: int) -> Tensor:
-    """int64 [count]: 0, 1, ..., num_classes - 1, 0, 1, ..."""
-    return torch.arange(count) % num_classes
 
 
 def samples_folder(stage_folder: Path, scale: float) -> Path:

@@ -37,10 +37,16 @@ def train(stage: AnyTraining) -> Facts:
     """
     folder = stage.inputs.out / CHECKPOINTS
     trainer = Trainer(stage)
+    inputs, config = stage.inputs, stage.config
+    if 0 < config.steps < config.warmup:
+        share = f"{config.steps / config.warmup:.0%} of what is given"
+        inputs.say(
+            f"warmup: {config.warmup} steps outlast the {config.steps} of training; learning rates end at {share}"
+        )
     if trainer.resume(folder):
-        inputs, every = stage.inputs, stage.inputs.sections.run.keep_every
+        every = inputs.sections.run.keep_every
         inputs.say(f"resumes at step {trainer.step} of {stage.config.steps}")
-        asked = (step for step in range(1, trainer.step + 1) if stage.config.keeps(step, every))
+        asked = (step for step in range(1, trainer.step + 1) if config.keeps(step, every))
         if missed := [step for step in asked if not (inputs.out / snapshot(step)).exists()]:
             told = f"{few(missed)} of keep_at or run.keep_every came before that and were not kept"
             inputs.say(f"{told}; remove {inputs.out} to train anew")
