@@ -272,7 +272,8 @@ class Measuring:
     def manifest(self) -> Values:
         """All that the figures depend on. The names of stages' folders hold their fingerprints."""
         config, inputs, images = self.config, self.inputs, self.images
-        data = {name: value for name, value in configs.identity(inputs.data).items() if name not in inputs.data.PLACES}
+        elsewhere = (*inputs.data.PLACES, "flip")  # test images are never mirrored
+        data = {name: value for name, value in configs.identity(inputs.data).items() if name not in elsewhere}
         measured: Values = {
             "kind": "run",
             "weights": weights_hash(self.tokenizer),
