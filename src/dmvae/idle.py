@@ -76,9 +76,9 @@ def _weightless(recipe: Recipe, place: str) -> bool:
     return not unopposed and getattr(part(recipe, place), "weight", 1) == 0
 
 
-def _unaugmented(recipe: Recipe, place: str) -> bool:
+def _without_it(recipe: Recipe, place: str, by: str) -> bool:
     unopposed = _weightless(recipe, place) or (place == "losses.adversarial" and _unopposed(recipe))
-    return not unopposed and not getattr(part(recipe, place), "augment", True)
+    return not unopposed and not getattr(part(recipe, place), by, True)
 
 
 def _too_late(recipe: Recipe, every: str, of: str) -> bool:
@@ -236,14 +236,12 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         for place in ("losses.adversarial", "decoder.adversarial")
         for names, unread, why in (
             (AGAINST, _weightless, "weight: 0 trains no discriminator"),
-            ("cutout", _unaugmented, "augment: false blanks nothing"),
+            ("cutout", partial(_without_it, by="augment"), "augment: false blanks nothing"),
+            ("adaptive_most", partial(_without_it, by="adaptive"), "adaptive: false is `weight` as it stands"),
         )
     },
     "latents.dtype|shard_size": (_linked, "the shards of data.root are used as they lie"),
-    "latents.whitening": (
-        lambda r: part(r, "autoencoder.latent_channels") == 1,
-        "latents of one channel have no correlations",
-    ),
+    "latents.whitening": (lambda r: part(r, "autoencoder.latent_channels") == 1, "one channel has no correlations"),
     "latents.drawn": (lambda r: part(r, "matching.noise") in DRAWN, "matching.noise draws them already"),
     "tokenizer.alignment.m1|m2|pairs": (lambda r: part(r, "tokenizer.alignment.kind") == "l2", "they are of kind: vf"),
     f"reference.{TEACHING}": (_untaught, "no teacher is trained"),

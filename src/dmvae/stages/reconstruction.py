@@ -117,7 +117,8 @@ def reconstruct(
                 distributed.average(torch.autograd.grad(recon, last, g.to(recon.dtype), retain_graph=True)[0])
                 for g in (gradient, gan_gradient)
             )
-            weight = config.adversarial.weight * adaptive_weight(at_last, gan_at_last)
+            adaptive = adaptive_weight(at_last, gan_at_last, max=config.adversarial.adaptive_most)
+            weight = config.adversarial.weight * adaptive
         else:
             weight = image.new_full((), config.adversarial.weight)
         gradient = gradient + weight * gan_gradient

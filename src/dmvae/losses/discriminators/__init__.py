@@ -9,7 +9,7 @@ from typing import ClassVar
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.models.discriminator import Discriminator
-from dmvae.ranges import Rate, Share, Weight
+from dmvae.ranges import Rate, Scale, Share, Weight
 from dmvae.registry import Registered
 from dmvae.runtime.hashing import content_hash
 
@@ -32,6 +32,10 @@ class AdversarialConfig(Registered):
     adaptive: bool = configs.added(True)
     """Multiply `weight` by VQGAN's adaptive weight (arXiv 2012.09841): the norm of the reconstruction's gradient over
     that of the adversary's, at the decoder's last layer. false: `weight` as it stands; REPA-E has 0.1."""
+    adaptive_most: Scale = configs.added(1e4)
+    """The most that the adaptive weight is, before `weight`: without a limit, an idle discriminator's small gradient,
+    which points nowhere, acts as much as another's. 1e4 is VQGAN's, for losses that are sums over an image; in units of
+    ours, which are means, VA-VAE's at 256 px is 0.051."""
     start: Share = 0.5
     """Share of the tokenizer stage after which the adversary joins; later stages have it from their start."""
     learn_from: Share | None = configs.added(None)
