@@ -2,9 +2,13 @@
 
     python -m benchmarks.adversary RUN VARIANT [--learning-rates 1e-3 3e-4 1e-4] [--norms none group] [--steps 400]
 
-The tokenizer is what the variant's stage `matching` has made, or its stage `tokenizer` where it has no other, and stays
-as it is. Each discriminator is new, a PatchGAN of the recipe's size. Printed is the mean difference of its answers to
-images and to reconstructions in its last quarter of steps: 2 is certainty, 0 is nothing told apart.
+The first table is of the variant's own discriminators, one a stage, which trained against a decoder that learned to
+deceive them: the mean difference of their answers to images and to reconstructions, and the mean weight of their loss,
+in the second half of their steps. A difference of 2 is certainty, 0 is nothing told apart.
+
+The second table (none with --steps 0) is of new ones, each a PatchGAN of the recipe's size, beside a tokenizer that
+stays as it is: what the stage `matching` has made, or the stage `tokenizer` where there is no other. Its differences
+are means over the last quarter of the steps.
 """
 
 from __future__ import annotations
@@ -26,6 +30,9 @@ from dmvae.runtime.heap import keep_freed_memory
 from dmvae.runtime.random import Random
 from dmvae.stages.reconstruction import discriminate
 from dmvae.tokenizers.adapted import load_tokenizer
+from dmvae.training import adversary
+from dmvae.training.logging import read_figures
+from dmvae.training.stage import TrainingStage
 
 IMAGES, BATCH = 2560, 32
 
@@ -43,6 +50,15 @@ def main() -> None:
     name = next((name for name in ("matching", "tokenizer") if name in made), None)
     if name is None:
         parser.error(f"{known.run} has no finished stage tokenizer or matching of {known.variant}")
+    print(header(["stage", "its discriminator's steps", "difference of answers", "weight"]))
+    for stage, own in made.items():
+        if issubclass(own.stage, TrainingStage):
+            steps, gap, weight = adversary.told_apart(read_figures(own.folder / "log.jsonl"))
+            if steps:
+                print(line([stage, str(steps), f"{gap:.3f}", f"{weight:.2g}"]), flush=True)
+    if known.steps == 0:
+        return
+    print()
     job = made[name]
     if job.recipe.losses.adversarial.type != "patchgan":
         parser.error(
@@ -53,7 +69,7 @@ def main() -> None:
     print(header(["stage", "PSNR, dB", "norm", "learning rate", "difference of answers"]))
     for norm in known.norms:
         for rate in known.learning_rates:
-            gap = told_apart(job, x, recon, norm, rate, known.steps)
+            gap = learned(job, x, recon, norm, rate, known.steps)
             print(line([name, f"{quality:.2f}", norm, f"{rate:g}", f"{gap:.3f}"]), flush=True)
 
 
@@ -72,7 +88,7 @@ def pairs(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.cat(recon)
 
 
-def told_apart(job: Job, x: torch.Tensor, recon: torch.Tensor, norm: str, rate: float, steps: int) -> float:
+def learned(job: Job, x: torch.Tensor, recon: torch.Tensor, norm: str, rate: float, steps: int) -> float:
     """Mean difference of answers over the last quarter of so many steps of a new discriminator."""
     torch.manual_seed(0)
     config = replace(job.recipe.losses.adversarial, norm=norm)
