@@ -40,14 +40,18 @@ def test_one_that_starts_late_has_its_own_steps_counted():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("alive", [False, True])
-def test_it_is_said_at_the_end_of_the_stage_and_shown_in_the_report(tmp_path, monkeypatch, capsys, alive):
+def test_it_is_said_once_while_it_trains_and_at_the_end_and_shown_in_the_report(tmp_path, monkeypatch, capsys, alive):
     monkeypatch.setattr(adversary, "STEPS", 1)
     monkeypatch.setattr(adversary, "LEAST", -100.0 if alive else 100.0)
-    jobs = tiny.run(tiny.write(tmp_path, variants={"main": {}}), until="tokenizer")
+    over = {"tokenizer__steps": 12, "run__save_every": 2, "run__log_every": 1}
+    jobs = tiny.run(tiny.write(tmp_path, variants={"main": {}}, **over), until="tokenizer")
     said = " ".join(capsys.readouterr().out.split())
     log = (tmp_path / "run/main/tokenizer/log.jsonl").read_text().splitlines()
     assert any("adversarial/real" in json.loads(row) for row in log)
     shown = stage_curves(Run(tmp_path / "run", jobs), "tokenizer")
     for text in (said, shown):
         assert ("the discriminator told nothing apart" in text) is not alive
-    assert ("tokenizer: the discriminator told nothing apart" in said) is not alive
+    idle = "the discriminator told nothing apart"
+    assert said.count(f": {idle}") == (0 if alive else 2)
+    assert (f"tokenizer: {idle}" in said) is not alive
+    assert (f"tokenizer: step 8: {idle}" in said) is not alive, "the first save after it had two rows"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dmvae.inputs import kept_steps, snapshot
+from dmvae.inputs import Inputs, kept_steps, snapshot
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import remove
@@ -113,7 +113,7 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
         closing(batches(stage, trainer.key, trainer.step, steps, lambda: alone and bool(signalled))) as data,
         Bar(title, steps, "images", trainer.step) as bar,
     ):
-        last = stage.done(trainer.networks)
+        last, idle = stage.done(trainer.networks), ""
         while trainer.step < steps and not last:
             try:
                 batch = next(data)
@@ -147,6 +147,8 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
                 write_picture(trainer, figures)
             if stage.measured and run.measure_every > 0 and trainer.step % run.measure_every == 0:
                 write_measured(trainer, figures)
+            if saves and not last and not idle and (idle := _idle_adversary(inputs)):  # hours before the end, perhaps
+                inputs.say(f"step {trainer.step}: {idle}")
             if stops or (saves and not last):
                 trainer.save(folder)
             if stops:
@@ -155,7 +157,12 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
             bar.step(per_step=config.batch_size, note=losses(row))
         trainer.background.wait()
         trainer.save_networks(inputs.out)
-    if distributed.is_main() and (told := idle_adversary(read_figures(inputs.out / "log.jsonl"))):
-        inputs.say(f"{stage.name}: {told}")
+    if told := _idle_adversary(inputs):
+        inputs.say(told)
     facts = {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
     return facts | ({"rolled_back": went_back(inputs.out)} if trainer.slowed else {})
+
+
+def _idle_adversary(inputs: Inputs) -> str:
+    """`idle_adversary` of the log so far; "" on other ranks than the first."""
+    return idle_adversary(read_figures(inputs.out / "log.jsonl")) if distributed.is_main() else ""
