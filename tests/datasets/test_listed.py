@@ -5,6 +5,8 @@ import json
 import pytest
 from folders import BOTH, open_split, picture
 
+from dmvae.datasets import skipped
+
 
 @BOTH
 def test_labels_that_dataset_json_lists_are_those_and_folders_are_no_classes(tmp_path, cache):
@@ -41,3 +43,13 @@ def test_a_list_that_lacks_images_is_refused_and_another_dataset_json_is_none(tm
     else:
         with pytest.raises(ValueError, match=told):
             open_split(tmp_path)
+
+
+def test_a_list_that_is_read_is_not_told_as_left_out(tmp_path):
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png", 9)
+    for labels, lines in (([["a.png", 0], ["b.png", 1]], 0), (["a"], 1)):
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+        skipped.forget()
+        open_split(tmp_path)
+        assert skipped.write_skipped(tmp_path)[0] == lines

@@ -122,7 +122,7 @@ def test_a_method_that_was_measured_otherwise_says_so_and_is_not_ranked(tmp_path
     assert '<td class="best">70' in page, "of those that compare b is the best"
     assert '<td class="best">50' not in page
     words = table.summary(Run(tmp_path / "run", jobs))
-    assert "those of <b>b</b> have the lowest gFD: 70, against 90 for <b>a@1</b>, 100 for <b>a@0</b>" in words
+    assert "those of <b>b</b> have the lowest gFD: 70, against 95 for <b>a, 2 seeds</b>" in words
     chart = table.trade_off(Run(tmp_path / "run", jobs))
     assert "gFD against PSNR, dB: a@0 20, 100; a@1 20, 90; b 20, 70" in chart
     assert "c 20, 60" not in chart, "no dot beside those that it does not compare with"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
@@ -28,7 +28,7 @@ from dmvae.recipe import Recipe
 from dmvae.registry import place_of
 from dmvae.runtime.console import console, paragraph
 from dmvae.runtime.files import held
-from dmvae.runtime.words import few
+from dmvae.runtime.words import counted, few
 from dmvae.stages.editing import DRAWN
 from dmvae.stages.elsewhere import is_linked
 from dmvae.stages.modelled import KEPT
@@ -89,8 +89,9 @@ def bytes_of(text: str) -> int:
 
 
 def print_plan(recipes: dict[str, Recipe], machine: Machine, only: str | None = None) -> list[str]:
-    """Print a table for each variant (one table for variants that train the same), then what stands in the way; returns
-    these obstacles. only: the stage that would run alone."""
+    """Print a table for each variant (one table for variants that train the same, also from several seeds, and have
+    come as far), the sum for all, and what stands in the way; returns these obstacles. only: the stage that would run
+    alone."""
     console.print(f"for {machine}")
     obstacles: dict[str, list[str]] = {}
     jobs = _jobs(recipes)
@@ -98,7 +99,7 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine, only: str | None = 
     chosen = [job for job in everything if only in (None, job.stage.name)]
     for line in begun_anew(Path(next(iter(recipes.values())).run.dir), chosen):
         console.print(line)
-    disk: dict[str, int] = {}
+    to_do: dict[str, tuple[int, float]] = {}
     alike: dict[str, str] = {}
     for variant, recipe in recipes.items():
         stages = [stage for stage in recipe.stages() if only in (None, stage.name)]
@@ -109,10 +110,13 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine, only: str | None = 
             for line in (*found, str(error)):
                 obstacles.setdefault(line, []).append(variant)
             continue
-        trained = [stage.name for stage in stages if issubclass(stage, TrainingStage)]
-        first = alike.setdefault("".join(_without_data(recipe, name) for name in trained), variant)
+        there = {job.stage: job for job in jobs.get(variant, ())}
+        states = {stage: _state(there[stage]) if there else "?" for stage in stages}
+        trained, seedless = [of for of in stages if issubclass(of, TrainingStage)], replace(recipe, seed=0)
+        first = alike.setdefault(repr([(_without_data(seedless, of.name), states[of]) for of in trained]), variant)
         about = f"{text}; latents {shape} (stride {build_tokenizer(recipe).stride})"
-        console.print(f"\n{variant}: {about if first == variant else f'trains the same as {first}'}")
+        same = f"trains the same as {first}" + (", from another seed" if recipe.seed != recipes[first].seed else "")
+        console.print(f"\n{variant}: {about if first == variant else same}")
         found += _lacking(recipe, stages, machine, items is not None)
         costs: dict[type[Stage], Cost] = {}
         for stage in stages:
@@ -130,13 +134,10 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine, only: str | None = 
                 except (DataDependentOutputException, DynamicOutputShapeException):
                     console.print(f"{stage.name}: not counted, because its step depends on the values of tensors")
         sizes = {stage: _disk(stage.name, recipe, costs.get(stage), items) for stage in stages}
-        there = {job.stage: job for job in jobs.get(variant, ())}
-        states = {stage: _state(there[stage]) if there else "?" for stage in stages}
-        disk |= {
-            there[stage].folder.name if there else _without_data(recipe, stage.name): size
-            for stage, size in sizes.items()
-            if states[stage] != "finished"
-        }
+        for stage, size in sizes.items():
+            if states[stage] != "finished":
+                name = there[stage].folder.name if there else _without_data(recipe, stage.name)
+                to_do[name] = size, _seconds(stage, recipe, costs, machine)
         if first == variant:
             console.print(_stages(recipe, items, costs, states))
             console.print(_needs(recipe, machine, costs, sizes))
@@ -145,9 +146,10 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine, only: str | None = 
             obstacles.setdefault(line, []).append(variant)
     if alike:
         console.print(f"\n{LEGEND}")
+        console.print(_in_all(to_do.values()))
     for variant, line in pipeline.hindrances([job for job in chosen if not job.finished], everything):
         obstacles.setdefault(line, []).append(variant)
-    obstacles |= {line: list(recipes) for line in _disk_problems(recipes, sum(disk.values()))}
+    obstacles |= {line: list(recipes) for line in _disk_problems(recipes, sum(size for size, _ in to_do.values()))}
     for line, where in obstacles.items():
         paragraph(f"  in the way: {line}" + (f" ({few(where)})" if len(where) < len(recipes) else ""), 4)
     if not obstacles:
@@ -237,13 +239,26 @@ def _needs(recipe: Recipe, machine: Machine, costs: dict[type[Stage], Cost], siz
         row = [""] * 5
         if (cost := costs.get(stage)) is not None:
             held, working = _memory(recipe, cost, machine)
-            seconds = cost.flops * recipe.section(stage).steps / machine.speed if machine.speed else 0.0
+            seconds = _seconds(stage, recipe, costs, machine)
             total += seconds
             row = [*map(_size, (held, working, held + working)), f"{cost.flops / 1e12:.3g}", _time(seconds)]
         table.add_row(stage.name, *row, _size(size))
     if machine.speed:
         table.caption = f"{_time(total)} of training at {machine.speed / 1e12:.0f} TFLOP/s a GPU"
     return table
+
+
+def _seconds(stage: type[Stage], recipe: Recipe, costs: dict[type[Stage], Cost], machine: Machine) -> float:
+    """Of training the stage; 0 where that is not known."""
+    cost = costs.get(stage)
+    return cost.flops * recipe.section(stage).steps / machine.speed if cost and machine.speed else 0.0
+
+
+def _in_all(to_do: Collection[tuple[int, float]]) -> str:
+    """A line about these (bytes on the disk, seconds) of stages."""
+    disk, seconds = (sum(amounts) for amounts in zip(*to_do, strict=True)) if to_do else (0, 0.0)
+    amounts = [f"{_time(seconds)} of training"] * bool(seconds) + [f"{_size(disk)} of disk"] * bool(disk)
+    return f"to do, shared stages once: {', '.join([counted(len(to_do), 'stage'), *amounts])}"
 
 
 def _size(amount: float) -> str:

@@ -151,7 +151,8 @@ def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
     loose = list(_walk(folder, others, nested=False))
     above = tuple(map(_place, (folder, *folder.resolve().parents)))
     by_class = {name: list(_walk(folder / name, others, above=above)) for name in _folders(folder)}
-    _tell(folder, others)
+    labels = listed_labels(folder)
+    _tell(folder, [path for path in others if labels is None or path != str(folder / LIST)])  # a list is read
     full = [name for name, entries in by_class.items() if entries]
     if not loose and not full:
         tables = any(path.endswith(".parquet") for path in others)
@@ -159,7 +160,6 @@ def scan(folder: Path) -> tuple[list[Entry], tuple[str, ...]]:
             f"data.root: no images in {folder}; looked for {' '.join(sorted(SUFFIXES))}"
             + ("; for its .parquet files set data.type to huggingface" if tables else "")
         )
-    labels = listed_labels(folder)
     if labels is not None:
         found = [
             _entry(e, Path(e.path).relative_to(folder).as_posix(), 0) for e in [*loose, *chain(*by_class.values())]

@@ -17,6 +17,7 @@ from torch import Tensor
 from dmvae.config import Values
 from dmvae.datasets import DatasetConfig, Split, open_dataset
 from dmvae.jobs import Job
+from dmvae.recipe import method_of
 from dmvae.references.report import REPORT
 from dmvae.report.summary import as_it_stands
 from dmvae.runtime.done import require_intact
@@ -106,7 +107,12 @@ class Run:
         return class_name(self.classes, label)
 
     def colour(self, variant: str) -> str:
-        return COLOURS[self.variants.index(variant) % len(COLOURS)] if variant in self.variants else "currentColor"
+        """Where there are more variants than colours, seeds of one method have the same."""
+        if variant not in self.variants:
+            return "currentColor"
+        name_of = method_of if len(self.variants) > len(COLOURS) else str
+        names = list(dict.fromkeys(map(name_of, self.variants)))
+        return COLOURS[names.index(name_of(variant)) % len(COLOURS)]
 
     def stages(self) -> list[str]:
         """Names of the stages that some method has, in the order in which they run."""

@@ -6,10 +6,12 @@ import math
 from html import escape
 
 from dmvae import config as configs
+from dmvae.config import Values
 from dmvae.evaluation.metrics import INCEPTION
 from dmvae.evaluation.other_figures import FOLDED
 from dmvae.evaluation.scores import Figure
 from dmvae.options import flat
+from dmvae.recipe import method_of
 from dmvae.report.figures import of_few, shown
 from dmvae.report.html import details, duration, listing, prose
 from dmvae.report.run import Run
@@ -51,23 +53,24 @@ def _table(run: Run, columns: dict[str, Figure]) -> str:
     arrows[-1] = arrows[1].replace("higher", "lower").replace("↑", "↓")
     figures = [f"{escape(c.title)}<small>{escape(c.unit)} {arrows[c.better]}</small>" for c in columns.values()]
     best = {key: _best(run, key, column) for key, column in columns.items()}
-    alike_rows = _alike(run)
+    ranked = _ranked(run)
     rows: dict[str, list[str]] = {}
     for name, row in run.methods.items():
         cells = []
         for key, column in columns.items():
             text = column.show(row[key]) if key in row else "–"
-            marked = text == best[key] and name in alike_rows
+            marked = text == best[key] and name in ranked
             cells.append(f'<td class="best">{text}</td>' if marked else f"<td>{text}</td>")
         title, _, remark = named(name, run.summary).partition(" (")
         remark = f" <small>({escape(remark)}</small>" if remark else ""
         rows[f'<i style="background:{run.colour(name)}"></i>{escape(title)}{remark}'] = cells
     for method, group in run.summary.get("seeds", {}).items():
-        means, spreads = group["mean"], group["spread"]
-        rows[f"{escape(method)}, {counted(group['count'], 'seed')}"] = [
-            f"<td>{c.show(means[key])} ± {c.show_spread(spreads[key])}</td>" if key in means else "<td>–</td>"
-            for key, c in columns.items()
-        ]
+        means, spreads, cells = group["mean"], group["spread"], []
+        for key, column in columns.items():
+            text = column.show(means[key]) if key in means else ""
+            mark = ' class="best"' if text and text == best[key] else ""
+            cells.append(f"<td{mark}>{text} ± {column.show_spread(spreads[key])}</td>" if text else "<td>–</td>")
+        rows[escape(_of_seeds(method, group))] = cells
     if len(rows) <= BESIDE:
         kind, corner, heads = "turned", "Figure", list(rows)
         told = [[f'<td class="meaning">{escape(column.meaning)}</td>' for column in columns.values()]]
@@ -96,10 +99,22 @@ def _alike(run: Run) -> dict[str, dict[str, float]]:
     return {name: row for name, row in run.methods.items() if name not in apart}
 
 
+def _ranked(run: Run) -> Values:
+    """Those rows, with the mean in place of the seeds of a method that has several: the best of many seeds would be
+    the luckiest one."""
+    groups = run.summary.get("seeds", {})
+    alone = {name: row for name, row in _alike(run).items() if method_of(name) not in groups}
+    return alone | {_of_seeds(method, group): group["mean"] for method, group in groups.items()}
+
+
+def _of_seeds(method: str, group: Values) -> str:
+    return f"{method}, {counted(group['count'], 'seed')}"
+
+
 def _best(run: Run, key: str, column: Figure) -> str | None:
     """The best value as it is printed, so that equal texts are marked alike; None where all are equal. Methods that do
     not compare are left out."""
-    values = [row[key] for row in _alike(run).values() if not math.isnan(row.get(key, math.nan))]
+    values = [row[key] for row in _ranked(run).values() if not math.isnan(row.get(key, math.nan))]
     if column.better == 0 or len({column.show(value) for value in values}) < 2:
         return None
     return column.show(max(values, key=lambda value: column.better * value))
@@ -134,8 +149,9 @@ def trade_off(run: Run) -> str:
 
 
 def _caption(run: Run, columns: dict[str, Figure]) -> str:
-    parts = ["Arrows say which way is better; the best value of each figure is bold." if len(run.methods) > 1 else
-             "Arrows say which way is better."]  # fmt: skip
+    seeds = " (of several seeds: the best mean)" if run.summary.get("seeds") else ""
+    bold = f"; the best value of each figure is bold{seeds}" if len(run.methods) > 1 else ""
+    parts = [f"Arrows say which way is better{bold}."]
     if any(column.title.startswith(("rFD", "gFD")) for column in columns.values()):
         features = escape(run.features) or "features that the run does not name"
         parts.append(
@@ -171,7 +187,7 @@ def _data(run: Run, variant: str) -> str:
 def _compare(run: Run, key: str, start: str) -> str:
     column = shown([key])[key]
     what = f"{'highest' if column.better > 0 else 'lowest'} {column.title}"
-    values = {name: row[key] for name, row in _alike(run).items() if not math.isnan(row.get(key, math.nan))}
+    values = {name: row[key] for name, row in _ranked(run).items() if not math.isnan(row.get(key, math.nan))}
     unit = f" {column.unit}" if column.unit else ""
     if len(values) == 1:
         ((name, value),) = values.items()
@@ -180,7 +196,8 @@ def _compare(run: Run, key: str, start: str) -> str:
     if not values:
         return ""
     if best is None:
-        who = "All methods" if len(values) == len(run.methods) else listing(values)
+        every = len(values) == len(_ranked(run)) and len(_alike(run)) == len(run.methods)
+        who = "All methods" if every else listing(values)
         return f"{who} have the same {column.title}, {column.show(next(iter(values.values())))}{unit}."
     first = [name for name, value in values.items() if column.show(value) == best]
     rest = sorted((n for n in values if n not in first), key=lambda n: -column.better * values[n])
