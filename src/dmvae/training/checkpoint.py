@@ -129,7 +129,7 @@ def save(folder: Path, step: int, state: Values, back: int = 0, every: int = 1) 
         reason = str(error).strip().splitlines()[-1]
         raise OSError(
             f"the checkpoint of step {step} could not be written to {folder} ({reason}); is the disk full? "
-            "Free some space and start the same command again: it goes on from the checkpoint before"
+            "Free some space and start the same command again: it goes on from the checkpoint before, if any"
         ) from error
     listed = distributed.collect(files.written, group)
     if distributed.is_main():
