@@ -5,7 +5,7 @@ import json
 import pytest
 
 import tiny
-from dmvae import cli
+from dmvae import cli, pipeline
 from dmvae.fitting import fit
 from dmvae.recipe import load
 from dmvae.report.summary import over_seeds
@@ -83,3 +83,16 @@ def test_the_report_is_of_the_variants_that_the_recipe_has(tmp_path, plain_repor
     del over["variants"]["b"]
     cli.main(["run", str(tiny.write(tmp_path, **over, **shared)), "--variant", "a"])
     assert list(json.loads(summary.read_text())["methods"]) == ["a", "c"]
+
+
+def test_a_training_that_diverges_names_its_variant_and_how_to_change_that_alone(tmp_path, monkeypatch):
+    def diverges(job):
+        raise FloatingPointError("encoder: loss became nan")
+
+    monkeypatch.setattr(pipeline, "execute", diverges)
+    path = tiny.write(tmp_path, seeds={"matched": [0, 1]})
+    told = r"^matched@0/encoder: loss became nan; --variants\.matched\.SECTION\.FIELD changes this variant alone$"
+    with pytest.raises(FloatingPointError, match=told):
+        tiny.run(path)
+    with pytest.raises(FloatingPointError, match=r"^encoder: loss became nan$"):
+        tiny.run(path, "matched@1")

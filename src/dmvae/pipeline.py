@@ -25,7 +25,7 @@ from dmvae.datasets.skipped import write_skipped
 from dmvae.fitting import fit
 from dmvae.idle import idle
 from dmvae.inputs import Inputs, snapshot
-from dmvae.jobs import MERGED, STEPS, Job, plan, replaced
+from dmvae.jobs import MERGED, STEPS, Job, naming, plan, replaced
 from dmvae.latents.store import STATISTICS
 from dmvae.recipe import Recipe
 from dmvae.runtime import distributed
@@ -129,7 +129,8 @@ def _run(chosen: list[Job], several: bool) -> None:
                     console.print(f"{told}; remove {job.folder} to train anew")
             variant = job.variant
             if state != "finished":
-                execute(job)
+                with naming(job, several):
+                    execute(job)
 
 
 def _verb(job: Job, state: str) -> str:
