@@ -20,6 +20,12 @@ from dmvae.encoders import EncoderConfig
 from dmvae.registry import load_plugins
 from dmvae.runtime.hashing import weights_hash
 
+TINY = {
+    **dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), (8, 8)),
+    **dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (1, 1)),
+    "latent_channels": 2,
+}
+
 
 def test_a_folder_without_images_is_told_without_a_recipe_s_field(tokenizer, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
@@ -48,9 +54,7 @@ def test_latents_of_another_tokenizer_are_decoded_with_a_warning(images, tokeniz
 
 def test_a_tokenizer_whose_config_names_no_size_decodes_without_one(images, tmp_path, capsys):
     """The latents have their size; `decode` has no option for it."""
-    one = dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), (8, 8))
-    one |= dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (1, 1))
-    AutoencoderTiny(**one, latent_channels=2).save_pretrained(tmp_path / "tiny")
+    AutoencoderTiny(**TINY).save_pretrained(tmp_path / "tiny")
     assert "its config has no sample_size; give --size" in complaint(
         capsys, encode, images, tmp_path / "tiny", tmp_path / "z"
     )
@@ -225,6 +229,21 @@ def test_latents_as_flow_models_make_them(tokenizer, tmp_path):
     for name in ("000000.png", "000002.png"):
         a, b = (np.asarray(Image.open(tmp_path / f / name)).astype(int) for f in "ab")
         assert abs(a - b).max() <= 1
+
+
+@pytest.mark.parametrize("scale", [0.25, None])
+def test_scaled_latents_of_another_s_tokenizer(images, tmp_path, scale, capsys):
+    AutoencoderTiny(**TINY, scaling_factor=scale).save_pretrained(tmp_path / "tiny")
+    z = torch.randn(1, 2, 4, 4)
+    np.save(tmp_path / "raw.npy", z.numpy())
+    np.save(tmp_path / "scaled.npy", z.numpy() * 0.25)
+    decode(tmp_path / "raw.npy", tmp_path / "tiny", tmp_path / "a")
+    told = (tmp_path / "scaled.npy", tmp_path / "tiny", tmp_path / "b", "--normalized")
+    if scale is None:
+        assert "have no mean and deviation of latents; give raw latents" in complaint(capsys, decode, *told)
+        return
+    decode(*told)
+    assert (tmp_path / "a/000000.png").read_bytes() == (tmp_path / "b/000000.png").read_bytes()
 
 
 def test_a_broken_image_is_named_and_left_out(images, tokenizer, tmp_path, recwarn):

@@ -30,7 +30,7 @@ from dmvae.runtime.files import locked, read_json, sweep, write_text
 from dmvae.runtime.hashing import digest, sha256_of, weights_hash
 from dmvae.runtime.precision import Precision, autocast, name_of
 from dmvae.runtime.words import counted
-from dmvae.tokenizers.adapted import spread_of
+from dmvae.tokenizers.adapted import normalisation_of, spread_of
 
 Format = Literal["safetensors", "webdataset"]
 
@@ -189,10 +189,12 @@ def decode_latents(
     Existing files are kept. cat.jpg becomes cat.png, or cat.jpg.png if there is a cat.webp too.
 
     latents: a folder that `encode_images` wrote, or one .safetensors (its tensor "latents"), .npy or .tar file, all
-    [n, C, H, W]. normalized: they are normalised per channel, as flow models make them, and are denormalised first.
-    Raises ValueError for files that are damaged or hold no latents; for names that are fewer or more than the latents,
-    or that lead out of the folder; for latents that are not finite or do not fit the tokenizer; for an `out` that holds
-    images of other latents or by another tokenizer; and where another process decodes into it.
+    [n, C, H, W]. normalized: they are normalised as flow models make them, and are denormalised first, by the
+    tokenizer's statistics or its config's (scaling_factor and its like).
+    Raises ValueError for `normalized` where there are none; for files that are damaged or hold no latents; for names
+    that are fewer or more than the latents, or that lead out of the folder; for latents that are not finite or do not
+    fit the tokenizer; for an `out` that holds images of other latents or by another tokenizer; and where another
+    process decodes into it.
     """
     require(1, batch_size=batch_size)
     paths = [latents]
@@ -201,6 +203,8 @@ def decode_latents(
     if not paths or not paths[0].exists():
         raise ValueError(f"no latents at {latents}; `dmvae encode` writes latents-NNNNN.safetensors")
     network = _network(tokenizer, device, precision)
+    if normalized:
+        _fill_statistics(tokenizer)
     if latents.is_dir():
         _warn_of_plan(latents, network["weights"])
     names, total = [read_names(path) for path in paths], sum(map(count_latents, paths))
@@ -245,6 +249,14 @@ def decode_latents(
             bar.step(len(places) - len(todo))
     console.print(f"{counted(done, 'image')} below {out}{_of_before(old)}")
     return done
+
+
+def _fill_statistics(tokenizer: Tokenizer) -> None:
+    """Another's are in its own config, where `denormalize` does not look."""
+    known = normalisation_of(tokenizer)
+    if known is None:
+        raise ValueError("--normalized: the tokenizer's files have no mean and deviation of latents; give raw latents")
+    tokenizer.set_statistics(*known)
 
 
 def _distinct(short: Sequence[str], long: Sequence[str]) -> list[str]:
