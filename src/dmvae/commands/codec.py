@@ -189,19 +189,14 @@ def decode_latents(
     Existing files are kept. cat.jpg becomes cat.png, or cat.jpg.png if there is a cat.webp too.
 
     latents: a folder that `encode_images` wrote, or one .safetensors (its tensor "latents"), .npy or .tar file, all
-    [n, C, H, W]. normalized: they are normalised as flow models make them, and are denormalised first, by the
-    tokenizer's statistics or its config's (scaling_factor and its like).
-    Raises ValueError for `normalized` where there are none; for files that are damaged or hold no latents; for names
-    that are fewer or more than the latents, or that lead out of the folder; for latents that are not finite or do not
-    fit the tokenizer; for an `out` that holds images of other latents or by another tokenizer; and where another
-    process decodes into it.
+    [n, C, H, W]. normalized: they are as flow models make them, and are denormalised first, by the tokenizer's
+    statistics or its config's (scaling_factor). Raises ValueError where it has none; for files that are damaged or hold
+    no latents; for names that are fewer or more than the latents, or that lead out of the folder; for latents that are
+    not finite or do not fit the tokenizer; for an `out` that holds images of other latents or by another tokenizer; and
+    where another process decodes into it.
     """
     require(1, batch_size=batch_size)
-    paths = [latents]
-    if latents.is_dir():  # a killed encoding leaves other files there too
-        paths = sorted(path for path in latents.glob("latents-*") if path.suffix in SUFFIXES.values())
-    if not paths or not paths[0].exists():
-        raise ValueError(f"no latents at {latents}; `dmvae encode` writes latents-NNNNN.safetensors")
+    paths = _files_of(latents)
     network = _network(tokenizer, device, precision)
     if normalized:
         _fill_statistics(tokenizer)
@@ -249,6 +244,15 @@ def decode_latents(
             bar.step(len(places) - len(todo))
     console.print(f"{counted(done, 'image')} below {out}{_of_before(old)}")
     return done
+
+
+def _files_of(latents: Path) -> list[Path]:
+    paths = [latents]
+    if latents.is_dir():  # a killed encoding leaves other files there too
+        paths = sorted(path for path in latents.glob("latents-*") if path.suffix in SUFFIXES.values())
+    if not paths or not paths[0].exists():
+        raise ValueError(f"no latents at {latents}; `dmvae encode` writes latents-NNNNN.safetensors")
+    return paths
 
 
 def _fill_statistics(tokenizer: Tokenizer) -> None:
