@@ -11,6 +11,8 @@ import torch
 
 import tiny
 from dmvae.generators.flow import FlowModelConfig
+from dmvae.losses.alignment.pointwise import Pointwise
+from dmvae.losses.alignment.repa_e import RepaE
 from dmvae.matching import DMD, Context
 from dmvae.recipe import load
 from dmvae.references.gaussian import Gaussian
@@ -30,6 +32,27 @@ def test_the_page_s_line_gives_figures_their_values():
     assert counts.sum() == 8
     assert math.isnan(there["values"]["gap/t0.12"])
     assert there["values"]["gap/t0.62"] == pytest.approx(float(sums[2] / counts[2]))
+
+
+def test_the_page_s_functions_bring_in_samples_a_generator_and_an_alignment():
+    there = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        if block.startswith("def ") or "Sampl" in block:
+            exec(block, there)
+    shape, labels, rng = (4, 4, 4), torch.arange(32) % 3, torch.Generator().manual_seed(0)
+    y = Random("y").normal(256, *shape) + 3
+    z = Random("z").normal(32, *shape).requires_grad_()
+    reference = there["Samples"](y, torch.zeros(256, dtype=torch.int64))
+    there["transport"](z, labels, reference, rng, 3)[0].backward()
+    assert (z.grad.mean((0, 2, 3)) < 0).all(), "descent goes to the samples"
+    model = FlowModelConfig(width=16, depth=1, heads=2)
+    assert there["sampled"](model.build(shape, 3), shape, labels, rng).shape == z.shape
+    for alignment in (Pointwise(), RepaE(model=model, width=8)):
+        projection, z.grad = alignment.projection(shape, 3, 6), None
+        features = Random("f").normal(32, 6, 4, 4)
+        there["align"](alignment, projection, z, labels, features, rng).backward()
+        assert z.grad.isfinite().all()
+        assert all(weight.grad is not None for weight in projection.parameters() if weight.requires_grad)
 
 
 def test_the_page_s_objective_runs_as_a_plugin(tmp_path):

@@ -75,8 +75,9 @@ def _what(x: object) -> str:
     return f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
-def drop_labels(labels: Tensor, probability: float, null_label: int, rng: Random) -> Tensor:
+def drop_labels(labels: Tensor, probability: float, null_label: int, rng: torch.Generator) -> Tensor:
     """Labels [n] with each replaced by `null_label` with the given probability, for guidance."""
+    rng = Random.of(rng, labels.device)
     return torch.where(rng.uniform(len(labels)) < probability, null_label, labels)
 
 

@@ -88,6 +88,12 @@ class Context:
                 raise ValueError(f"{name}: expected a number, 0 to 1, got {value!r}")
         if not isinstance(self.null_label, Integral) or self.null_label < 0:
             raise ValueError(f"null_label: give the number of classes, got {self.null_label!r}")
+        given = self.reference
+        if isinstance(given, type) or (given is not None and not hasattr(given, "sample")):
+            raise ValueError(
+                "reference: give an object with sample(n, rng) -> (latents [n, C, H, W], labels int64 [n]), got "
+                f"{given if isinstance(given, type) else type(given)}"
+            )
         _ = self.times  # raises ValueError
         self.rng = Random.of(self.rng, self.rng.device)
 

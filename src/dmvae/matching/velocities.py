@@ -73,6 +73,12 @@ class ByVelocities(Matching):
         given = {name: network for name, network in needed.items() if network is not None}
         if missing := [name for name in needed if name not in given]:
             raise ValueError(f"{self.type} asks for velocities: give it a {' and a '.join(missing)}")
+        for name, network in given.items():
+            if not callable(network):
+                raise ValueError(
+                    f"{name}: a {type(network).__name__} cannot be called; give velocity(z_t, t, labels), which a "
+                    "reference of closed form has as `.velocity`"
+                )
         context = Context.given(context, z, labels, student, teacher)
         t = self._times(len(z), context)
         noise = context.rng.normal(*z.shape)

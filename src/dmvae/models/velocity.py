@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
 
 from dmvae.flow.guidance import guided
@@ -26,14 +27,16 @@ class VelocityModel(Model):
     times: Times = Times()
     """How training times are drawn; a setting of the training, which no artifact keeps."""
 
-    def loss(self, z: Tensor, labels: Tensor, rng: Random) -> Tensor:
-        """The flow-matching loss at random times and noise: z [n, C, H, W], labels int64 [n] -> a scalar."""
+    def loss(self, z: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
+        """The flow-matching loss at random times and noise: z [n, C, H, W], labels int64 [n] -> a scalar. No label is
+        dropped: `dmvae.flow.loss.drop_labels` does that."""
         return self.at_random_times(z, labels, rng).flow
 
-    def at_random_times(self, z: Tensor, labels: Tensor, rng: Random, depth: int | None = None) -> FlowPass:
+    def at_random_times(self, z: Tensor, labels: Tensor, rng: torch.Generator, depth: int | None = None) -> FlowPass:
         """Velocities and targets at random times and noise; `loss` is their `flow`. With `depth`, for networks that
         take one, also the tokens [n, N, d] behind that many blocks. Raises ValueError for velocities of another
         shape."""
+        rng = Random.of(rng, z.device)
         t = self.times.sample(len(z), rng)
         noise = rng.normal(*z.shape)
         z_t = interpolate(noise=noise, z=z, t=t)

@@ -113,15 +113,20 @@ class Unlabelled:
         return found[0], torch.full_like(found[1], self.null_label)
 
 
-def draw(reference: Reference, n: int, rng: Random, device: torch.device) -> tuple[Tensor, Tensor]:
+def draw(reference: Reference, n: int, rng: torch.Generator, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """(latents [n, C, H, W], labels [n]) of `reference.sample(n, rng)`, drawn on the CPU and copied to the device
     without waiting for it. A reference may have `sample_on(n, rng, device)`, which is called instead: it can copy
-    stored latents first and normalise them on the device. No gradient flows back into the reference."""
+    stored latents first and normalise them on the device. No gradient flows back into the reference. Raises ValueError
+    where it gives something else."""
+    device, cpu = torch.device(device), Random.of(rng, rng.device).on_cpu()
     on: Callable[[int, Random, torch.device], tuple[Tensor, Tensor]] | None = getattr(reference, "sample_on", None)
-    if on is not None:
-        z, labels = on(n, rng.on_cpu(), device)
-    else:
-        z, labels = (send(x, device) for x in reference.sample(n, rng.on_cpu()))
+    found = on(n, cpu, device) if on is not None else reference.sample(n, cpu)
+    if not isinstance(found, tuple | list) or len(found) != 2 or not all(isinstance(x, Tensor) for x in found):
+        raise ValueError(
+            f"reference: sample(n, rng) of {type(reference).__name__} gives {type(found).__name__}; give two tensors, "
+            "(latents [n, C, H, W], labels int64 [n])"
+        )
+    z, labels = (send(x, device) for x in found)
     return z.detach(), labels
 
 

@@ -164,9 +164,11 @@ def multiples(z: Tensor, y: Tensor, rng: torch.Generator, slices: int = 64) -> d
     z [n, C, H, W], recent latents, for example 1024; y [m, C, H, W], of which the first 2 n are compared and the rest,
     at least 2, give directions. A multiple grows with n: for a squared distance D^2 of the distributions, and chance of
     mean square c / n, it is about sqrt(1 + D^2 n / c), so 1.1 with 1024 latents is about 1.2 with 2048. Raises
-    ValueError for too few samples.
+    ValueError for too few samples, and for shapes that differ.
     """
     z, n = z.float(), len(z)
+    if z.ndim != 4 or z.shape[1:] != y.shape[1:]:
+        raise ValueError(f"latents {list(z.shape)} and reference {list(y.shape)}: both must be [n, C, H, W], alike")
     if len(y) < 2 * n + 2:
         raise ValueError(f"y has {len(y)} samples for {n} latents; give at least {2 * n + 2}")
     views: dict[str, View] = {"whole": whole, "token": tokens}
