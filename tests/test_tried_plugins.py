@@ -2,6 +2,7 @@
 
 import pytest
 
+import processes
 import tiny
 from plugin_source import recipe_with_plugins, renamed
 
@@ -50,3 +51,14 @@ def test_a_generator_or_sampler_that_does_not_work_is_told_before_any_stage(tmp_
     with pytest.raises(ValueError, match=message):
         tiny.run(path, variant)
     assert not [*(tmp_path / "run").glob("stages/*/done.json")]
+
+
+@pytest.mark.slow
+def test_a_file_that_a_plugin_lacks_is_told_with_its_line(tmp_path):
+    source = renamed("").replace(
+        "        net.channels, net.stride", '        open("nowhere.pt")\n        net.channels, net.stride'
+    )
+    result = processes.command("run", str(recipe_with_plugins(tmp_path, source)), "--variant", "main")
+    line = source[: source.index('open("nowhere')].count("\n") + 1
+    assert result.returncode == 1
+    assert result.stderr.strip().endswith(f"nowhere.pt ({tmp_path}/mine.py, line {line})")
