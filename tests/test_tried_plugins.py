@@ -4,6 +4,7 @@ import pytest
 
 import processes
 import tiny
+from dmvae.inputs import Inputs
 from plugin_source import recipe_with_plugins, renamed
 
 WRONG = [
@@ -62,3 +63,9 @@ def test_a_file_that_a_plugin_lacks_is_told_with_its_line(tmp_path):
     line = source[: source.index('open("nowhere')].count("\n") + 1
     assert result.returncode == 1
     assert result.stderr.strip().endswith(f"nowhere.pt ({tmp_path}/mine.py, line {line})")
+
+
+def test_a_stage_that_takes_a_tokenizer_and_reads_none_is_told(tmp_path):
+    recipe = next(iter(tiny.load(tiny.write(tmp_path)).values()))
+    with pytest.raises(ValueError, match="add 'tokenizer' to its `reads`"):
+        Inputs(recipe, "main", tmp_path, {}, "cpu").tokenizer()
