@@ -14,6 +14,7 @@ from dmvae.datasets import Split, open_dataset
 from dmvae.datasets.items import described, require_items
 from dmvae.evaluation.other_figures import require_apart
 from dmvae.generators import networks as networks_of_generators
+from dmvae.generators import require_works
 from dmvae.inputs import Blueprint, Inputs
 from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.models.base import Model
@@ -23,6 +24,7 @@ from dmvae.registry import is_ours, place_of
 from dmvae.runtime import distributed
 from dmvae.runtime.words import counted
 from dmvae.spelling import nearest
+from dmvae.stages.generator import GeneratorTraining
 from dmvae.tokenizers.adapted import adapt
 from dmvae.training.data import require_batch, require_split
 from dmvae.training.preparing import checkpoint_activations
@@ -90,7 +92,12 @@ def problems(recipe: Recipe, stages: Stages, ranks: int | None = None) -> Iterat
         yield from found
         if issubclass(stage, TrainingStage) and not found:  # networks may assume that these checks passed
             parts = [stage, section, others, recipe.data, recipe.autoencoder, recipe.pretrained, recipe.losses]
-            yield from _complaint("", blank_networks, recipe, stage, classes, by=parts)
+            found = list(_complaint("", blank_networks, recipe, stage, classes, by=parts))
+            yield from found
+            if isinstance(section, GeneratorTraining) and not found and not is_ours(section.model.network):
+                parts = [section.model, recipe.data, recipe.autoencoder, recipe.pretrained]
+                shape = inputs.latent_shape
+                yield from _complaint("generator.model", require_works, section.model, shape, classes, by=parts)
 
 
 def run_problems(recipe: Recipe, stages: Stages, ranks: int) -> Iterator[str]:

@@ -79,7 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{error}{place_of(error)}", 2, debug)
     except OSError as error:
         fix = FIXES.get(error.errno or 0, "")
-        _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ") + fix, 1, debug)
+        told = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
+        _fail(f"{told}{place_of(error)}{fix}", 1, debug)
     except (FloatingPointError, CheckFailed) as error:
         _fail(str(error), 1, debug)
 

@@ -131,7 +131,8 @@ class Inputs:
         has trained it yet."""
         folder = self.tokenizer_folder
         if folder is None:
-            assert self.sections.pretrained is not None, "a stage that takes the tokenizer reads 'tokenizer'"
+            if self.sections.pretrained is None:
+                raise ValueError("a stage that takes the tokenizer reads it: add 'tokenizer' to its `reads`")
             model = first_tokenizer(self.sections, weights=True)
         else:
             model = load_tokenizer(folder / "autoencoder")

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from dmvae.flow.path import unlike
 from dmvae.flow.samplers import Sampling
 from dmvae.models.artifact import artifact_class, load_strictly
 from dmvae.models.base import Model
-from dmvae.registry import Registered, find, names
+from dmvae.registry import Registered, find, names, place_of
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.random import Random
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 ModelClass = type[Model]
 """An alias, because in the body of a registered class `type` is the class attribute, not the builtin."""
+TRIED = 2**26
+"""Weights of the largest generator that is tried before a run, on the CPU."""
 
 
 class Generator(Protocol):
@@ -74,6 +78,39 @@ def networks() -> dict[str, ModelClass]:
                 "it another name, by which what is saved is found"
             )
     return found
+
+
+def require_works(config: GeneratorConfig, latent_shape: tuple[int, int, int], num_classes: int) -> None:
+    """Raise ValueError where a generator of few weights cannot be trained on two latents, one of them without a label,
+    or draws other shapes. Otherwise that shows once the tokenizer is trained."""
+    with torch.device("meta"):
+        size = sum(p.numel() for p in config.build(latent_shape, num_classes).parameters())
+    if size > TRIED:
+        return
+    rng, given = Random.alone("tried"), f"latents [2, {', '.join(map(str, latent_shape))}]"
+    noise, labels = rng.normal(2, *latent_shape), torch.tensor([0, num_classes])
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            network = config.build(latent_shape, num_classes)
+            loss: object = network.loss(noise, labels, rng)
+            drawn = network.sample(noise, labels, Sampling(steps=2), lambda: rng.normal(2, *latent_shape))
+    except Exception as error:
+        if torch.cuda.is_available() and not isinstance(error, LookupError | TypeError | AttributeError):
+            return  # it may be one of a kernel for GPUs alone; the stage will tell
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(
+            f"{config.type!r} cannot be run on {given} with labels {labels.tolist()}, where {num_classes} means "
+            f'"no label": {type(error).__name__}: {error}{place_of(error)}'
+        ) from error
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise ValueError(f"{config.type!r}: loss returned {_told(loss)}; give a scalar tensor, such as its mean")
+    if told := unlike(drawn, noise):
+        raise ValueError(f"{config.type!r}: sample returned {told}; give {given}")
+
+
+def _told(value: object) -> str:
+    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def load_generator(folder: str | Path) -> Generator:

@@ -23,6 +23,7 @@ from dmvae.datasets.pixels import to_uint8
 from dmvae.flow.guidance import require_channels
 from dmvae.flow.path import unlike
 from dmvae.flow.samplers import Sampler, SamplerConfig, Sampling
+from dmvae.flow.solver import trajectory
 from dmvae.generators import Generator
 from dmvae.generators import networks as networks_of_generators
 from dmvae.inputs import Inputs, generator_of, kept_steps
@@ -30,7 +31,7 @@ from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import BatchSize, Count, Guidance
-from dmvae.registry import find
+from dmvae.registry import find, is_ours, place_of
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import read_head, write_tensors
@@ -174,12 +175,26 @@ class SampleStage(Stage[SampleConfig]):
                 require_channels(config.guidance_channels, channels)
             except ValueError as error:
                 yield f"sample.{error}"
+        if flow and not is_ours(find(Sampler, config.method)):  # a mistake would show after all training
+            noise, labels = torch.zeros(2, *inputs.latent_shape), torch.zeros(2, dtype=torch.int64)
+            try:
+                for _ in trajectory(_still, noise, labels, config.settings(), lambda: torch.zeros_like(noise)):
+                    pass
+            except ValueError as error:
+                yield f"sample.method: {error}{place_of(error)}"
+            except RuntimeError:  # it may make tensors on the GPU where it will run; the stage will tell
+                pass
 
     @classmethod
     def require(cls, config: SampleConfig, inputs: Inputs) -> None:
         if "generator" in inputs.reads:
             generator_at(config.snapshot, inputs, "snapshot")
             generator_at(config.guide, inputs, "guide")
+
+
+def _still(z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    """The velocity of what does not move, by which a sampler is tried."""
+    return torch.zeros_like(z_t)
 
 
 def _evaluations(folder: Path) -> float | None:
