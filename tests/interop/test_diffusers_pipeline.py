@@ -306,3 +306,8 @@ def test_an_average_of_diffusers_is_saved_and_loaded(pipeline, tmp_path):
     assert Autoencoder.from_pretrained(tmp_path).config.scaling_factor == vae.config.scaling_factor
     again = EMAModel.from_pretrained(tmp_path, Autoencoder)
     assert all(torch.equal(a, b) for a, b in zip(again.shadow_params, vae.parameters(), strict=True))
+
+
+def test_a_tokenizer_of_diffusers_as_it_is_is_refused(pipeline):
+    with pytest.raises(ValueError, match=r"vae: AutoencoderTiny is none of ours; wrap it by .*adapt"):
+        DMVAEPipeline(pipeline.transformer, diffusers.AutoencoderTiny())

@@ -71,6 +71,8 @@ def test_shares_are_printed_in_percent_by_measure_too(monkeypatch):
     assert "PSNR │ 21.5 dB │ │ psnr" in text
     counts = {"manifest": {"count": 2500, "reference": {"count": 50000}}}
     assert "2,500 images against 50,000" in printed(print_scores, result | counts)
+    counts["manifest"]["reference"]["size"] = 64
+    assert "2,500 images against 50,000, 64x64" in printed(print_scores, result | counts)
     both = printed(print_scores, {"metrics": {"fd_x@64": 1.0, "fd_y@64": 2.0}})
     assert "Frechet distance │ 2 │ fd_y@64" in both
     assert _short(["runs/a/kl/evaluate/metrics.json", "runs/a/matched/evaluate/metrics.json"]) == ["kl", "matched"]

@@ -115,9 +115,11 @@ def print_scores(result: Values) -> None:
         told = in_unit(name, value, _digits(manifest))
         table.add_row(title_of(name), told, *[" to ".join(low_high)] * sure, name.removesuffix(shared))
     if "count" in manifest:
-        against = manifest["reference"].get("count")
+        against, size = (manifest["reference"].get(name) for name in ("count", "size"))
         what = "latent" if _of_latents(manifest) else "image"
         table.caption = counted(manifest["count"], what) + (f" against {against:,}" if against else "")
+        # nobody may have asked for it: of a tokenizer it is its config's unless given
+        table.caption += f", {size}x{size}" if isinstance(size, int) else ""
     console.print(table)
     if "verdict" in result:
         console.print(

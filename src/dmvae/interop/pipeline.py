@@ -69,8 +69,7 @@ class DMVAEPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        # diffusers looks for these very classes, and not for derived ones
-        transformer: LightningDiT | SiT | DiTDH | Model,
+        transformer: LightningDiT | SiT | DiTDH | Model,  # diffusers looks for these very classes, not for derived ones
         vae: Autoencoder | AdaptedTokenizer | Tokenizer,
         scheduler: Any = None,
         id2label: dict[str, str] | None = None,
@@ -78,6 +77,8 @@ class DMVAEPipeline(DiffusionPipeline):
         guide: LightningDiT | SiT | DiTDH | Model | None = None,
     ):
         super().__init__()
+        if not hasattr(vae, "denormalize"):
+            raise ValueError(f"vae: {type(vae).__name__} is none of ours; wrap it by dmvae.tokenizers.adapted.adapt")
         channels, side = transformer.config.in_channels, transformer.config.input_size
         if (channels, side) != (vae.config.latent_channels, vae.latent_size):
             raise ValueError(
