@@ -54,7 +54,9 @@ def test_a_weight_that_does_not_adapt_multiplies_the_adversary_s_gradient_as_it_
     free = reconstruct(networks, adaptive, x, recon, Random(0))[1]["adversarial/weight"]
     assert free != pytest.approx(0.3, rel=0.01)
     limited = replace(adaptive, adversarial=replace(adaptive.adversarial, adaptive_most=float(free) / 0.6))
-    assert reconstruct(networks, limited, x, recon, Random(0))[1]["adversarial/weight"] == pytest.approx(float(free) / 2)
+    assert reconstruct(networks, limited, x, recon, Random(0))[1]["adversarial/weight"] == pytest.approx(
+        float(free) / 2
+    )
 
 
 def test_a_discriminator_that_learns_before_its_start_leaves_the_tokenizer_as_it_would_be_without(tmp_path):
