@@ -24,7 +24,7 @@ from dmvae.datasets import open_dataset
 from dmvae.datasets.skipped import write_skipped
 from dmvae.fitting import fit
 from dmvae.idle import idle
-from dmvae.inputs import Inputs, snapshot
+from dmvae.inputs import Inputs, kept_steps, snapshot
 from dmvae.jobs import MERGED, STEPS, Job, naming, plan, replaced
 from dmvae.latents.store import STATISTICS
 from dmvae.recipe import Recipe
@@ -144,7 +144,7 @@ def _missed(job: Job) -> list[int]:
     """The steps of `keep_at` that a finished training has not kept."""
     asked = getattr(job.recipe.section(job.stage), "keep_at", ()) if issubclass(job.stage, TrainingStage) else ()
     reached = job.facts()["steps"] if asked else 0
-    return [step for step in asked if step <= reached and not (job.folder / snapshot(step)).exists()]
+    return sorted({step for step in asked if step <= reached}.difference(kept_steps(job.folder)))
 
 
 def _check(ahead: list[Job], jobs: list[Job]) -> None:

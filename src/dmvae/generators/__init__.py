@@ -103,14 +103,10 @@ def require_works(config: GeneratorConfig, latent_shape: tuple[int, int, int], n
             f"{config.type!r} cannot be run on {given} with labels {labels.tolist()}, where {num_classes} means "
             f'"no label": {type(error).__name__}: {error}{place_of(error)}'
         ) from error
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise ValueError(f"{config.type!r}: loss returned {_told(loss)}; give a scalar tensor, such as its mean")
+    if told := unlike(loss, torch.zeros(())):
+        raise ValueError(f"{config.type!r}: loss returned {told}; give a scalar tensor, such as its mean")
     if told := unlike(drawn, noise):
         raise ValueError(f"{config.type!r}: sample returned {told}; give {given}")
-
-
-def _told(value: object) -> str:
-    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def load_generator(folder: str | Path) -> Generator:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dmvae.inputs import Inputs, kept_steps, snapshot
+from dmvae.inputs import kept_steps, snapshot
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
 from dmvae.runtime.files import remove
@@ -46,8 +46,8 @@ def train(stage: AnyTraining) -> Facts:
     if trainer.resume(folder):
         every = inputs.sections.run.keep_every
         inputs.say(f"resumes at step {trainer.step} of {stage.config.steps}")
-        asked = (step for step in range(1, trainer.step + 1) if config.keeps(step, every))
-        if missed := [step for step in asked if not (inputs.out / snapshot(step)).exists()]:
+        asked = {step for step in range(1, trainer.step + 1) if config.keeps(step, every)}
+        if missed := sorted(asked.difference(kept_steps(inputs.out))):
             told = f"{few(missed)} of keep_at or run.keep_every came before that and were not kept"
             inputs.say(f"{told}; remove {inputs.out} to train anew")
     with signals() as signalled:  # around going back too: a signal that comes then is not lost
@@ -147,7 +147,7 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
                 write_picture(trainer, figures)
             if stage.measured and run.measure_every > 0 and trainer.step % run.measure_every == 0:
                 write_measured(trainer, figures)
-            if saves and not last and not idle and (idle := _idle_adversary(inputs)):  # hours before the end, perhaps
+            if saves and not last and not idle and (idle := _idle_adversary(trainer)):  # hours before the end, perhaps
                 inputs.say(f"step {trainer.step}: {idle}")
             if stops or (saves and not last):
                 trainer.save(folder)
@@ -157,12 +157,14 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
             bar.step(per_step=config.batch_size, note=losses(row))
         trainer.background.wait()
         trainer.save_networks(inputs.out)
-    if told := _idle_adversary(inputs):
+    if told := _idle_adversary(trainer):
         inputs.say(told)
     facts = {"steps": trainer.step, "images_seen": trainer.images_seen, "seconds": round(trainer.seconds, 2)}
     return facts | ({"rolled_back": went_back(inputs.out)} if trainer.slowed else {})
 
 
-def _idle_adversary(inputs: Inputs) -> str:
-    """`idle_adversary` of the log so far; "" on other ranks than the first."""
-    return idle_adversary(read_figures(inputs.out / "log.jsonl")) if distributed.is_main() else ""
+def _idle_adversary(trainer: Trainer) -> str:
+    """`idle_adversary` of the log so far; "" on other ranks than the first. A long log is read only where there is a
+    discriminator to tell of."""
+    there = distributed.is_main() and "discriminator" in trainer.networks.trains
+    return idle_adversary(read_figures(trainer.inputs.out / "log.jsonl")) if there else ""
