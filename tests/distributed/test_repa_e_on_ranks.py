@@ -11,15 +11,17 @@ from dmvae.generators.sit import SiTConfig
 from dmvae.losses.alignment.repa_e import RepaE
 from dmvae.losses.pull import Pull
 from dmvae.runtime import distributed, sharding
+from dmvae.runtime.random import Random
 
 CONFIG = RepaE(model=FlowModelConfig(width=16, depth=2, heads=2), width=8, depth=1)
 WAYS = {"whole": CONFIG, "sharded": CONFIG, "sit": replace(CONFIG, model=SiTConfig(width=16, depth=2, heads=2))}
 
 
-class Given:
+class Given(Random):
     """Randomness that is the same for an image on whatever rank it is."""
 
     def __init__(self, part):
+        super().__init__("given")
         self.part = part
 
     def uniform(self, n):
