@@ -309,5 +309,5 @@ def test_an_average_of_diffusers_is_saved_and_loaded(pipeline, tmp_path):
 
 
 def test_a_tokenizer_of_diffusers_as_it_is_is_refused(pipeline):
-    with pytest.raises(ValueError, match=r"vae: AutoencoderTiny is none of ours; wrap it by .*adapt"):
+    with pytest.raises(ValueError, match=r"vae: AutoencoderTiny is none of ours; .*: adapt, set_statistics"):
         DMVAEPipeline(pipeline.transformer, diffusers.AutoencoderTiny())

@@ -70,6 +70,12 @@ def test_scaled_latents_are_noticed_by_the_test_images(theirs, tmp_path):
         tiny.run(write(tmp_path, tmp_path / "some", **NOTHING), until="latents")
 
 
+def test_given_statistics_that_do_not_fit_do_not_accuse_the_files(theirs, tmp_path, capsys):
+    torch.save({"mean": torch.zeros(12), "std": torch.full((12,), 50.0)}, tmp_path / "wide.pt")
+    tiny.run(write(tmp_path, theirs, latents={"statistics": str(tmp_path / "wide.pt")}, **NOTHING), until="latents")
+    assert "with these statistics, latents have mean" in " ".join(capsys.readouterr().out.split())
+
+
 def test_nan_is_noticed_and_its_place_told(theirs, tmp_path):
     z, labels = whole(theirs)
     (tmp_path / "some").mkdir()

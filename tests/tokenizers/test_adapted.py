@@ -105,6 +105,14 @@ def test_images_are_decoded_in_full_precision_under_autocast_too(tmp_path):
             assert not torch.equal(model.decode(z).sample, images)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "dmvae", "ours"])
+def test_half_precision_takes_images_and_latents_of_float32(kind, tmp_path):
+    model = (foreign.own_model() if kind == "ours" else adapted(kind, tmp_path)).to(torch.bfloat16)
+    z = model.encode(torch.zeros(1, 3, 12, 12)).latents
+    assert z.dtype == model.decode(z.float()).sample.dtype == torch.bfloat16
+
+
 def test_slicing_and_tiling_are_the_network_s(tmp_path):
     model = adapted("AutoencoderKL", tmp_path)
     inner = model.network.model

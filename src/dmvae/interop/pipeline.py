@@ -78,7 +78,7 @@ class DMVAEPipeline(DiffusionPipeline):
     ):
         super().__init__()
         if not hasattr(vae, "denormalize"):
-            raise ValueError(f"vae: {type(vae).__name__} is none of ours; wrap it by dmvae.tokenizers.adapted.adapt")
+            raise ValueError(f"vae: {type(vae).__name__} is none of ours; docs/diffusers.md: adapt, set_statistics")
         channels, side = transformer.config.in_channels, transformer.config.input_size
         if (channels, side) != (vae.config.latent_channels, vae.latent_size):
             raise ValueError(

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
+from torch import Tensor
 
 from dmvae.datasets import open_dataset
 from dmvae.datasets.latents import Latents, LatentsData
 from dmvae.datasets.mixed import Chosen, stratified
 from dmvae.inputs import Inputs
-from dmvae.latents.store import LatentSet, link_shards
+from dmvae.latents.store import link_shards
 from dmvae.models.base import Tokenizer
 from dmvae.sections import LatentsConfig, Sections
 from dmvae.tokenizers import Normalisation
@@ -23,7 +24,7 @@ APART = 0.25
 """How far those may be from the latents': of means, in standard deviations; of these, as a share. LightningDiT's are of
 some of the latents."""
 COMPARED = 256
-"""Test images, at most, whose latents are compared with those of the files."""
+"""Test images, at most, whose latents are compared with as many of the files."""
 NARROW, WIDE, SHIFTED = 0.5, 2.0, 1.0
 """Limits of the spread and the mean that latents of test images have, after the files' normalisation: far outside of
 what another choice of images does, and inside of what a scaling factor does (0.18 of Stable Diffusion's)."""
@@ -54,7 +55,7 @@ def take(
             told = f"latents, {name}" if name != names[0] else name
             inputs.encode(tokenizer, part, inputs.out / name, told, whitened=whitened, given=given)
     if not reshapes and isinstance(inputs.data, LatentsData) and inputs.data.test is not None:
-        _require_alike(inputs, tokenizer, LatentSet(inputs.out / names[0]))
+        _require_alike(inputs, tokenizer, latents)
 
 
 def is_linked(sections: Sections) -> bool:
@@ -65,9 +66,14 @@ def is_linked(sections: Sections) -> bool:
     return isinstance(latents, Latents) and latents.files.linkable and not reshapes
 
 
+def _mean_std(latents: Latents, count: int) -> tuple[Tensor, Tensor]:
+    """Of each channel, measured on `count` of the latents at most."""
+    some = latents.__getitems__(range(0, len(latents), -(-len(latents) // count)))[0]
+    return some.mean((0, 2, 3)), some.std((0, 2, 3), correction=0).clamp_min(1e-6)  # a channel may be dead
+
+
 def _require_near(given: Normalisation, latents: Latents) -> None:
-    some = latents.__getitems__(range(0, len(latents), -(-len(latents) // SOME)))[0]
-    mean, std = some.mean((0, 2, 3)), some.std((0, 2, 3), correction=0).clamp_min(1e-6)  # a channel may be dead
+    mean, std = _mean_std(latents, SOME)
     apart = torch.stack([(given.mean - mean) / std, given.std / std - 1]).abs().amax(0)
     channel = int(apart.argmax())
     if apart[channel] > APART:
@@ -81,12 +87,13 @@ def _require_near(given: Normalisation, latents: Latents) -> None:
 
 
 @torch.no_grad()
-def _require_alike(inputs: Inputs, tokenizer: Tokenizer, latents: LatentSet) -> None:
+def _require_alike(inputs: Inputs, tokenizer: Tokenizer, latents: Latents) -> None:
     images = inputs.test_set
     some = Chosen(images, stratified(images.labels, COMPARED))
     model = tokenizer.to(inputs.device).eval()
     z = torch.cat([model.encode(x).latents.float().cpu() for x in inputs.batches(some)])
-    z = (z - latents.mean.view(-1, 1, 1)) / latents.std.view(-1, 1, 1)
+    mean, std = _mean_std(latents, COMPARED)  # not the given ones, which say nothing of the files
+    z = (z - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
     spread, shift = float(z.std()), float(z.mean((0, 2, 3)).square().mean().sqrt())
     if not (NARROW <= spread <= WIDE and shift <= SHIFTED):
         raise ValueError(

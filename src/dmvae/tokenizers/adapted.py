@@ -129,7 +129,8 @@ class AdaptedTokenizer(Tokenizer):
     def encode(self, x: Tensor, rng: torch.Generator | None = None) -> EncoderOutput:
         self.check_images(x)
         spreads = self._network_spreads
-        known = self.network.posterior(x) if spreads else PointDistribution(self.network.encode(x))
+        own = x if self.dtype is torch.float32 else x.to(self.dtype)
+        known = self.network.posterior(own) if spreads else PointDistribution(self.network.encode(own))
         return self._output(known, x, rng)
 
     def carry(self, z: Tensor) -> Tensor:

@@ -193,7 +193,8 @@ class Autoencoder(Tokenizer):
         return features, z.permute(0, 3, 1, 2)
 
     def _encode(self, x: Tensor, rng: torch.Generator | None) -> Tensor:
-        features, latents = self.describe(x)
+        dtype = self.decoder.last_layer.dtype
+        features, latents = self.describe(x if dtype is torch.float32 else x.to(dtype))
         if self.editor is None:
             return latents
         mu = self.editor.normalize(latents)
