@@ -5,11 +5,10 @@ import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event
-from types import SimpleNamespace
 
 import pytest
 
-from dmvae import pipeline
+from dmvae import tidying
 from dmvae.models.artifact import save_network
 from dmvae.runtime import done
 from dmvae.runtime.done import damage, read_done, require_intact, write_done, write_source
@@ -114,7 +113,7 @@ def test_a_list_of_somebody_else_s_files_removes_nothing(stage, files):
         (stage / "done.json").write_text(json.dumps({"seconds": 1, "files": given}))
         done._warn.cache_clear()
         with pytest.warns(UserWarning, match="counts as unfinished"):
-            pipeline._tidy([SimpleNamespace(folder=stage, finished=True)], verify=True)
+            tidying.tidy([stage], verify=True)
     assert precious.read_text() == "mine"
 
 
@@ -124,21 +123,20 @@ def test_a_damaged_file_that_a_link_leads_to_is_left_where_it_is(stage, tmp_path
     (stage / "link").symlink_to(tmp_path / "others")
     (stage / "done.json").write_text(json.dumps({"seconds": 1.0, "files": {"link/thesis.tex": [1, 1]}}))
     with pytest.raises(ValueError, match=r"thesis\.tex leads to .*, out of .*remove the link"):
-        pipeline._tidy([SimpleNamespace(folder=stage, finished=True)], verify=True)
+        tidying.tidy([stage], verify=True)
     assert (tmp_path / "others/thesis.tex").read_text() == "years of work"
 
 
 def test_a_finished_stage_with_a_damaged_file_is_named_and_unfinished(stage, capsys):
-    job = SimpleNamespace(folder=stage, finished=True)
     (stage / "checkpoints/step-00000003").mkdir(parents=True)  # a kill at the very end leaves these
     (stage / "sub/.tmpAb12Cd").touch()
     (stage / "sub/x.12.part").mkdir()
-    pipeline._tidy([job], verify=True)
+    tidying.tidy([stage], verify=True)
     assert {p.name for p in stage.rglob("*")} == {"done.json", "map.safetensors", "sub", "with space.json"}
     flip(stage / "sub/with space.json")
-    pipeline._tidy([job], verify=False)
+    tidying.tidy([stage], verify=False)
     assert read_done(stage) is not None
-    pipeline._tidy([job], verify=True)
+    tidying.tidy([stage], verify=True)
     assert "sub/with space.json is corrupt; the stage is run again" in capsys.readouterr().out
     assert read_done(stage) is None
     assert not (stage / "sub/with space.json").exists()
@@ -146,19 +144,19 @@ def test_a_finished_stage_with_a_damaged_file_is_named_and_unfinished(stage, cap
 
 def test_a_stage_that_another_process_checks_now_is_waited_for(stage):
     """As each of several that begin at once does: none goes on with what another is about to find."""
-    job, held, check = SimpleNamespace(folder=stage, finished=True), Event(), Event()
+    held, check = Event(), Event()
     flip(stage / "map.safetensors")
 
     def other():
         with locked(stage):
             held.set()
             check.wait(60)
-            pipeline._tidy_stage(stage, verify=True)
+            tidying.tidy_stage(stage, verify=True)
 
     with ThreadPoolExecutor(2) as pool:
         pool.submit(other)
         assert held.wait(60)
-        tidied = pool.submit(pipeline._tidy, [job], verify=True)
+        tidied = pool.submit(tidying.tidy, [stage], verify=True)
         assert not wait([tidied], 0.3).done
         check.set()
         tidied.result(60)

@@ -27,6 +27,7 @@ FLOORS = [
         "checks",
         "jobs",
         "claims",
+        "tidying",
         "pipeline",
         "report",
         "serve",

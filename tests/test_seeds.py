@@ -1,14 +1,18 @@
 """A recipe's seeds: one variant each, and a table with their mean and spread."""
 
 import json
+import re
 
 import pytest
 
 import tiny
 from dmvae import cli, pipeline
 from dmvae.fitting import fit
+from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.report.summary import over_seeds
+from dmvae.runtime.done import write_done
+from dmvae.training.health import Diverged
 
 WITHOUT = dict.fromkeys(("encoder", "reference", "matching", "decoder", "generator", "sample"))
 
@@ -87,12 +91,50 @@ def test_the_report_is_of_the_variants_that_the_recipe_has(tmp_path, plain_repor
 
 def test_a_training_that_diverges_names_its_variant_and_how_to_change_that_alone(tmp_path, monkeypatch):
     def diverges(job):
-        raise FloatingPointError("encoder: loss became nan")
+        raise Diverged("encoder: loss became nan")
 
     monkeypatch.setattr(pipeline, "execute", diverges)
-    path = tiny.write(tmp_path, seeds={"matched": [0, 1]})
-    told = r"^matched@0/encoder: loss became nan; --variants\.matched\.SECTION\.FIELD changes this variant alone$"
+    path = tiny.write(tmp_path, seeds={"matched": [0, 1]}, variants={"matched": {}})
+    changes = r"; --variants\.matched\.SECTION\.FIELD changes this variant alone"
+    told = r"^matched@0/encoder: loss became nan" + changes + r" \| matched@1/encoder: loss became nan" + changes + "$"
     with pytest.raises(FloatingPointError, match=told):
         tiny.run(path)
     with pytest.raises(FloatingPointError, match=r"^encoder: loss became nan$"):
         tiny.run(path, "matched@1")
+
+
+def test_other_variants_end_and_are_in_the_table_though_one_diverges(tmp_path, capsys):
+    wild = {"matching": {"learning_rate": 1e3, "warmup": 0}}
+    path = tiny.write(tmp_path, variants={"wild": wild, "matched": {}}, evaluate=None)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["study", str(path)])
+    printed = capsys.readouterr()
+    assert stopped.value.code == 1
+    assert re.match(r"dmvae: wild/matching: .*; --variants\.wild\.SECTION\.FIELD changes this variant", printed.err)
+    assert "it goes on with matched\n" in printed.out
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["not_ended_at"] == {"wild": "matching (begun)"}
+    assert list(summary["methods"]) == ["wild", "matched"]
+    assert (tmp_path / "run/report.html").exists()
+    assert (tmp_path / "run/matched/pipeline").is_dir()
+    # one training of the encoder serves both
+    assert [job.variant for job in plan(load(path), tmp_path / "run") if job.stage.name == "encoder" and job.finished]
+
+
+def test_what_needs_a_training_that_diverged_is_not_run(tmp_path, monkeypatch):
+    """Of two variants that share it, neither; in whatever order the stages come."""
+    ran = []
+
+    def diverges(job):
+        if job.stage.name == "tokenizer" and job.variant != "kl":
+            raise Diverged("tokenizer: loss became nan")
+        ran.append((job.variant, job.stage.name))
+        write_done(job.folder, {"seconds": 1.0, "steps": 1})
+
+    monkeypatch.setattr(pipeline, "execute", diverges)
+    path = tiny.write(tmp_path, variants={"one": {}, "two": {"matching.steps": 9}, "kl": tiny.RECIPE["variants"]["kl"]})
+    with pytest.raises(pipeline.Unended, match=r"^one/tokenizer: loss became nan") as found:
+        tiny.run(path)
+    assert {job.variant for job in found.value.jobs} == {"one", "two", "kl"}
+    assert {stage for variant, stage in ran if variant != "kl"} == {"encoder"}
+    assert {"tokenizer", "generator", "evaluate"} <= {stage for variant, stage in ran if variant == "kl"}

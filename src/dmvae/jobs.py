@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets import DatasetConfig, Split, open_dataset
-from dmvae.recipe import Recipe, load, method_of
+from dmvae.recipe import Recipe, load
 from dmvae.registry import Registered, is_ours
 from dmvae.runtime.console import console
 from dmvae.runtime.done import read_done, read_source
@@ -140,18 +139,6 @@ def _at(values: Values, recipe: Recipe, path: str, stage: str) -> object:
             raise ValueError(f"stage {stage!r}: uses names {path!r}: no field {name!r} is there{nearest(name, known)}")
         found, section = found[name], getattr(section, name, None)
     return found
-
-
-@contextmanager
-def naming(job: Job, several: bool) -> Iterator[None]:
-    """Of several variants, say in a diverged training's error which it is and how that one alone is changed."""
-    try:
-        yield
-    except FloatingPointError as error:
-        if not several:
-            raise
-        alone = f"--variants.{method_of(job.variant, job.recipe)}.SECTION.FIELD changes this variant alone"
-        raise FloatingPointError(f"{job.variant}/{error}; {alone}") from error
 
 
 def recipes_of(run_dir: Path) -> list[Path]:

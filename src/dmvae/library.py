@@ -7,8 +7,7 @@ from copy import deepcopy
 from pathlib import Path
 
 from dmvae import config as configs
-from dmvae import pipeline
-from dmvae.commands.run import chosen, finish_chosen
+from dmvae.commands.run import chosen, run_to_the_end
 from dmvae.config import Values
 from dmvae.datasets import look_again
 from dmvae.datasets.instance import Pairs, offer
@@ -18,7 +17,6 @@ from dmvae.latents.store import LatentSet
 from dmvae.models.base import Tokenizer
 from dmvae.options import flat
 from dmvae.recipe import extended, read_values, resolve
-from dmvae.runtime import distributed
 from dmvae.runtime.files import read_json
 from dmvae.runtime.joined import joined
 from dmvae.runtime.shipped import recipe_file
@@ -113,7 +111,7 @@ def run(
     In the process that calls, denormal numbers are zeros from then on (torch.set_flush_denormal), for speed on a CPU.
 
     Raises ValueError for mistakes in the recipe or the data, before any stage runs; FloatingPointError for a training
-    that diverges.
+    that diverges, after the other variants have ended.
     """
     if (train is None) != (test is None):
         raise ValueError("train and test: give both data sets, or neither")
@@ -137,9 +135,7 @@ def run(
     run_dir = Path(how.dir)
     asked = list(flat(overrides))
     with joined(how.timeout):
-        jobs = pipeline.run(recipes, run_dir, variants=whole, asked=asked)
-        if distributed.is_main():
-            finish_chosen(jobs, run_dir, recipes, whole, asked)
+        run_to_the_end(recipes, run_dir, whole, asked)
     return Run(run_dir)
 
 

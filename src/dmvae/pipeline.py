@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
@@ -25,19 +25,27 @@ from dmvae.datasets.skipped import write_skipped
 from dmvae.fitting import fit
 from dmvae.idle import idle
 from dmvae.inputs import Inputs, kept_steps, snapshot
-from dmvae.jobs import MERGED, STEPS, Job, naming, plan, replaced
-from dmvae.latents.store import STATISTICS
-from dmvae.recipe import Recipe
+from dmvae.jobs import MERGED, STEPS, Job, plan, replaced
+from dmvae.recipe import Recipe, method_of
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
-from dmvae.runtime.done import NAME as DONE
-from dmvae.runtime.done import damages, read_done, write_done
-from dmvae.runtime.files import held, locked, sweep, within
+from dmvae.runtime.done import read_done, write_done
+from dmvae.runtime.files import locked, sweep
 from dmvae.runtime.signals import stop_if_asked
 from dmvae.runtime.words import counted, few
+from dmvae.tidying import tidy
 from dmvae.training.checkpoint import steps
+from dmvae.training.health import Diverged
 from dmvae.training.loop import CHECKPOINTS, train
 from dmvae.training.stage import Facts, TrainingStage
+
+
+class Unended(Diverged):
+    """Trainings have diverged, and all that does not need them has been run."""
+
+    def __init__(self, errors: Sequence[str], jobs: list[Job]) -> None:
+        super().__init__(" | ".join(errors))
+        self.jobs = jobs
 
 
 def run(
@@ -57,6 +65,8 @@ def run(
 
     Processes that run the same recipe side by side (one per GPU, or one per core) divide its stages up: each takes the
     first stage that is ready and that no other process has taken, and returns when all are finished.
+
+    Where a training diverges, the variants that do not need it go on to their end; then `Unended` is raised.
 
     Raises ValueError when `only` names a stage that no variant has, or one whose inputs are not finished, and where
     another process is running other recipes in the folder.
@@ -78,7 +88,7 @@ def run(
         recipes, said = fit(recipes, asked)
     jobs = plan(recipes, run_dir)
     if distributed.is_main():
-        _tidy(jobs, verify)
+        tidy([job.folder for job in jobs if job.finished], verify)
         distributed.broadcast(datasets.opened())
     chosen = [job for job in jobs if only in (None, job.stage.name)]
     if not chosen:
@@ -91,7 +101,9 @@ def run(
         if distributed.is_main():
             for line in (*dict.fromkeys(map(about_data, recipes.values())), *said, *_left_out(run_dir)):
                 console.print(line)
-        _run(chosen, len(recipes) > 1)
+        diverged = _run(chosen, len(recipes) > 1)
+    if diverged:
+        raise Unended(diverged, jobs)
     return jobs
 
 
@@ -106,9 +118,10 @@ def _adopt() -> None:
         ) from error
 
 
-def _run(chosen: list[Job], several: bool) -> None:
-    """Run these jobs, as far as no other process does."""
-    ahead, variant, waits = list(chosen), None, False
+def _run(chosen: list[Job], several: bool) -> list[str]:
+    """Run these jobs, as far as no other process does. Returns the errors of trainings that diverged; jobs that need
+    them were not run."""
+    ahead, variant, waits, diverged = list(chosen), None, False, list[str]()
     while ahead:
         with ExitStack() as lock:
             taken = distributed.broadcast(_take(ahead, lock) if distributed.is_main() else None)
@@ -129,8 +142,32 @@ def _run(chosen: list[Job], several: bool) -> None:
                     console.print(f"{told}; remove {job.folder} to train anew")
             variant = job.variant
             if state != "finished":
-                with naming(job, several):
+                try:
                     execute(job)
+                except Diverged as error:  # which all ranks raise
+                    diverged.append(_whose(error, job) if several else str(error))
+                    ahead = _without(ahead, job)
+                    if ahead and distributed.is_main():
+                        left = ", ".join(dict.fromkeys(other.variant for other in ahead))
+                        console.print(f"{diverged[-1]}\nit goes on with {left}")
+    return diverged
+
+
+def _whose(error: Diverged, job: Job) -> str:
+    """A diverged training's error, with its variant, and how that one alone is changed."""
+    alone = f"--variants.{method_of(job.variant, job.recipe)}.SECTION.FIELD changes this variant alone"
+    return f"{job.variant}/{error}; {alone}"
+
+
+def _without(ahead: Sequence[Job], failed: Job) -> list[Job]:
+    """The jobs `ahead`, in the order in which they run, that need nothing of a failed one."""
+    lost, left = {failed.folder}, list[Job]()
+    for job in ahead:
+        if job.folder in lost or not lost.isdisjoint(job.reads.values()):
+            lost.add(job.folder)
+        else:
+            left.append(job)
+    return left
 
 
 def _verb(job: Job, state: str) -> str:
@@ -302,41 +339,6 @@ def _finish(job: Job, facts: Facts) -> None:
     write_done(job.folder, facts)
     # Only after done.json is written: a stage that is killed before that resumes from its checkpoint.
     shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
-
-
-def _tidy(jobs: list[Job], verify: bool) -> None:
-    """Remove what a finished stage left behind if it was killed at its very end; mark stages with damaged files as
-    unfinished, so that they run again. Later stages are kept as they are: on a CPU the new result equals the old one
-    bit for bit, on a GPU up to rounding."""
-    checked_elsewhere = []
-    for folder in {job.folder for job in jobs if job.finished}:
-        with locked(folder, wait=False) as mine:
-            if mine:
-                _tidy_stage(folder, verify)
-            else:
-                checked_elsewhere.append(folder)
-    # Processes that begin at once share the folders out, and none goes on before all are checked.
-    for folder in checked_elsewhere:
-        while read_done(folder) is not None and held(folder):
-            time.sleep(0.1)
-
-
-def _tidy_stage(folder: Path, verify: bool) -> None:
-    """`_tidy` of one folder, of which this process has the lock."""
-    if (facts := read_done(folder)) is None:
-        return
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    sweep(folder)
-    wrong = list(damages(folder, facts)) if verify else []
-    if wrong:
-        more = f", {counted(len(wrong) - 1, 'other file')} too" if len(wrong) > 1 else ""
-        console.print(f"{folder}: {' '.join(wrong[0])}{more}; the stage is run again")
-        # `within`: the list may come from somebody else, and its names lead out through links
-        for file in [within(folder / name, folder) for name, _ in wrong]:
-            # statistics would mean that all shards beside them are there
-            within(file.parent / STATISTICS, folder).unlink(missing_ok=True)
-            file.unlink(missing_ok=True)
-        (folder / DONE).unlink()  # last: if killed before, the next run sees again what is missing
 
 
 def _check_inputs(job: Job) -> None:

@@ -1,5 +1,6 @@
 """A rank that raises or dies ends the others, which say why."""
 
+import json
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import processes
+import tiny
 from dmvae import cli
 from dmvae.runtime import distributed, joined
 from dmvae.runtime.gradients import averaged
@@ -131,3 +133,16 @@ def test_more_ranks_than_gpus_are_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(ValueError, match="LOCAL_RANK is 4, but this node has 4 GPUs: start 4 processes"):
         distributed.start()
+
+
+def studies(_, path):
+    cli.main(["study", path])
+
+
+def test_both_go_on_with_the_variants_that_do_not_diverge(tmp_path):
+    wild = {"matching": {"learning_rate": 1e3, "warmup": 0}}
+    path = tiny.write(tmp_path, variants={"wild": wild, "matched": {}}, evaluate=None)
+    assert processes.on_ranks(studies, str(path)) == [1, 1]
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["not_ended_at"] == {"wild": "matching (begun)"}
+    assert (tmp_path / "run/matched/pipeline").is_dir()

@@ -89,10 +89,32 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
             finish_chosen(jobs, run_dir, recipes, whole, asked)
         return
     with joined(how.timeout):
-        jobs = pipeline.run(recipes, run_dir, only=only, variants=whole, verify=not known.no_verify, asked=asked)
-        if reports and distributed.is_main():
-            finish_chosen(jobs, run_dir, recipes, whole, asked)
+        verify = not known.no_verify
+        run_to_the_end(recipes, run_dir, whole, asked, only=only, verify=verify, reports=reports)
     forget_lost()
+
+
+def run_to_the_end(
+    recipes: dict[str, Recipe],
+    run_dir: Path,
+    whole: Recipes,
+    asked: Sequence[str],
+    only: str | None = None,
+    verify: bool = True,
+    reports: bool = True,
+) -> None:
+    """`pipeline.run`, and with `reports` `finish_chosen`, also where trainings diverged while other variants ended;
+    their error is raised after it."""
+    diverged: pipeline.Unended | None = None
+    try:
+        jobs = pipeline.run(recipes, run_dir, only=only, variants=whole, verify=verify, asked=asked)
+    except pipeline.Unended as error:
+        jobs, diverged = error.jobs, error
+    if reports and distributed.is_main():
+        finish_chosen(jobs, run_dir, recipes, whole, asked)
+    if diverged is not None:
+        distributed.barrier()  # torchrun ends all ranks when the first one fails, and rank 0 writes the report
+        raise diverged
 
 
 def plan(command: str, arguments: list[str]) -> None:

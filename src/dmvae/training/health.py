@@ -69,6 +69,10 @@ class Unwell(FloatingPointError):
         self.bound, self.step = bound, step
 
 
+class Diverged(FloatingPointError):
+    """A training has stopped for good; all ranks raise it."""
+
+
 class Health:
     """The means so far. `state`, float32 [bounds, 4], is what checkpoints hold: sum and count of the current window,
     the first window's mean (NaN until it ends), and how many windows in a row were out of bounds. All ended windows are

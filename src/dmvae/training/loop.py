@@ -18,7 +18,7 @@ from dmvae.runtime.words import few
 from dmvae.training import checkpoint
 from dmvae.training.adversary import idle_adversary
 from dmvae.training.data import batches
-from dmvae.training.health import LOOKBACK, ROLLED_BACK, Unwell, going_back, hopeless, went_back
+from dmvae.training.health import LOOKBACK, ROLLED_BACK, Diverged, Unwell, going_back, hopeless, went_back
 from dmvae.training.logging import Figures, losses, read_figures, values_of
 from dmvae.training.pictures import write_picture
 from dmvae.training.stage import AnyTraining, Facts
@@ -32,8 +32,8 @@ CHECKPOINTS = "checkpoints"
 def train(stage: AnyTraining) -> Facts:
     """Run the stage from its newest checkpoint to its end; returns the facts that its done.json keeps.
 
-    Raises FloatingPointError when a logged figure or a weight is not finite, or a figure leaves the stage's bounds; a
-    stage with bounds goes back once, and raises the second time. Raises Interrupted after saving on a signal.
+    Raises Diverged when a logged figure or a weight is not finite, or a figure leaves the stage's bounds; a stage with
+    bounds goes back once, and raises the second time. Raises Interrupted after saving on a signal.
     """
     folder = stage.inputs.out / CHECKPOINTS
     trainer = Trainer(stage)
@@ -65,7 +65,7 @@ def train(stage: AnyTraining) -> Facts:
                 spoilt, can_slow = trainer.health.spoilt(), trainer.health.bounds and trainer.moves(named)
                 if trainer.slowed or not can_slow or spoilt:
                     text = hopeless(stage.name, stage.inputs.out, error, trainer.slowed, spoilt)
-                    raise FloatingPointError(text) from found
+                    raise Diverged(text) from found
                 step = error.step if isinstance(error, Unwell) else since or trainer.step
                 trouble = error.with_traceback(None)
             trainer.background.wait()
