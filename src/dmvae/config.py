@@ -192,10 +192,9 @@ def named(cls: type, values: Values) -> Values:
     found, hints = dict(values), hints_of(cls)
     for field in dataclasses.fields(cls):
         value, hint = _laid(field, values.get(field.name)), hints[field.name]
-        kinds = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
-        if not (kinds and isinstance(value, dict)):
+        kind = section_of(hint)
+        if kind is None or not isinstance(value, dict):
             continue
-        kind: type = kinds[0]
         if issubclass(kind, Registered) and "type" not in vars(kind):
             value = ({"type": kind.unnamed} if kind.unnamed else {}) | value
             if value.get("type") not in names(family_of(kind)):
@@ -203,6 +202,12 @@ def named(cls: type, values: Values) -> Values:
             kind = find(family_of(kind), value["type"])
         found[field.name] = named(kind, value)
     return found
+
+
+def section_of(hint: object) -> type | None:
+    """The dataclass that a field of this type holds, as it is or optional; None for a field that is no section."""
+    kinds = (kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and dataclasses.is_dataclass(kind))
+    return next(kinds, None)
 
 
 def _member(cls: type, values: Values, where: str) -> type:

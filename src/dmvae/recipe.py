@@ -177,12 +177,16 @@ def _resolve(values: Values, asked: Values, path: Path) -> Recipes:
 
 
 def _how(error: FieldError | None) -> str:
-    """How to give the field that is missing, or where the one is that is not at the top."""
+    """How to give the field that is missing, or which sections have the one that is not where it was given."""
     if isinstance(error, FieldMissing):
         return f"; give it in the recipe, or as --{error.place} VALUE"
-    name = error.place if error is not None else ""
-    owners = [f"{stage.name}.{name}" for stage in stages() if name in {own.name for own in fields(stage.Config)}]
-    return f"; stages have it: {few(owners)}" if owners else ""
+    place = error.place if error is not None else ""
+    name, owners = place.rpartition(".")[2], list[str]()
+    for section, hint in configs.hints_of(recipe_class()).items() if place.count(".") < 2 else ():
+        kind = configs.section_of(hint)
+        if kind is not None and name in {own.name for own in fields(kind)}:
+            owners.append(f"{section}.{name}")
+    return f"; sections have it: {few(owners)}" if owners else ""
 
 
 def _asked(values: Values, asked: Values) -> tuple[Values, Values, object, Values]:
