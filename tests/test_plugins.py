@@ -19,6 +19,7 @@ from dmvae.evaluation.feature_set import reference_features
 from dmvae.evaluation.features import Extractor, FeaturesConfig, extractor_of
 from dmvae.evaluation.features.timm import TimmFeatures
 from dmvae.evaluation.images import DatasetImages, TensorImages
+from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.registry import load_plugins
 from dmvae.runtime.random import Random
@@ -324,3 +325,13 @@ def test_a_copy_of_a_plugin_counts_as_the_same(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine.py").write_text(renamed("twice_"))
         load_plugins([tmp_path / name / "mine.py"])
+
+
+@pytest.mark.slow
+def test_an_ema_of_a_stage_that_averages_no_network_is_told(tmp_path, capsys):
+    path = recipe_with_plugins(tmp_path, renamed("ema_"), "ema_")
+    for ema, told in (None, False), (0.5, True):
+        given = {} if ema is None else {"ema_sharpen.ema": ema}
+        jobs = plan({"main": load(path, given)["main"]}, tmp_path / "run")
+        pipeline.execute(next(job for job in jobs if job.stage.name == "ema_sharpen"))
+        assert ("ema: 0.5 changes nothing: the stage's `networks.averaged` names no" in capsys.readouterr().out) == told

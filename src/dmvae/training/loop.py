@@ -43,6 +43,8 @@ def train(stage: AnyTraining) -> Facts:
         inputs.say(
             f"warmup: {config.warmup} steps outlast the {config.steps} of training; learning rates end at {share}"
         )
+    if config.ema != type(config).ema and not trainer.averages:
+        inputs.say(f"ema: {config.ema} changes nothing: the stage's `networks.averaged` names no network")
     if trainer.resume(folder):
         every = inputs.sections.run.keep_every
         inputs.say(f"resumes at step {trainer.step} of {stage.config.steps}")
