@@ -48,6 +48,15 @@ def test_a_stage_that_comes_after_none_is_told(tmp_path):
 
 
 SHAPES = {
+    "return MemoryDataset(": (
+        """changes = {"__getitem__": lambda self, i: (torch.randint(256, images.shape[1:]).byte(), i % 3)}
+        return type("Changing", (MemoryDataset,), changes)(""",
+        r"data: '.*noise_images': item 0 is another image each time it is read, so no run could be repeated or go on",
+    ),
+    "labels = rng.integers(self.num_classes, n)": (
+        "labels = torch.randint(self.num_classes, (n,))",
+        r"reference.distribution: '.*two_points': the same `rng` gave other samples the second time",
+    ),
     "nn.AvgPool2d(4)": (
         "nn.AvgPool2d(2)",
         r"encoder: '.*pool' returns torch.float32 \[2, 8, 6, 6\]; its stride and channels say \[2, 8, 3, 3\]",

@@ -219,6 +219,8 @@ def test_function_from_a_file(make, tmp_path):
         "    return torch.zeros(n, 2)\n"
         "def labels(n, shape, num_classes, generator):\n"
         "    return torch.zeros(n, *shape), torch.full((n,), 9)\n"
+        "def beside(n, shape, num_classes, generator):\n"
+        "    return torch.randn(n, *shape)\n"
     )
     place = str(tmp_path / "mine.py")
     z, labels = draw(make.build(type="function", function=f"{place}:ring"))
@@ -229,6 +231,7 @@ def test_function_from_a_file(make, tmp_path):
     for function, words in {
         f"{place}:wrong": "latents \\[2, 2\\]",
         f"{place}:labels": "labels from 9 to 9",
+        f"{place}:beside": "beside: the same `rng` gave other samples the second time, so no run could be repeated",
         f"{place}:rong": "did you mean 'wrong'",
         f"{tmp_path}/no.py:ring": "cannot be imported",
         "nowhere.at_all:ring": "cannot be imported",

@@ -22,7 +22,8 @@ def require_items(data: DatasetConfig, dataset: Dataset, split: Split, named: tu
     labels: object = dataset.labels
     if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or tuple(labels.shape) != (n,):
         raise ValueError(f"{data.type!r}: .labels of the {split} split is {described(labels)}; give int64 [{n}]")
-    for i, image, label in _some(data, dataset, sorted({*range(0, n, -(-n // TRIED)), n - 1})):
+    chosen = sorted({*range(0, n, -(-n // TRIED)), n - 1})
+    for i, image, label in _some(data, dataset, chosen):
         if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8 or tuple(image.shape) != wanted:
             raise ValueError(
                 f"{data.type!r}: item {i} is {described(image)}; give a uint8 image {list(wanted)}, values 0 to 255"
@@ -34,6 +35,12 @@ def require_items(data: DatasetConfig, dataset: Dataset, split: Split, named: tu
             raise ValueError(
                 f"{data.type!r}: item {i} of the {split} split has the label {label}, and .labels says {labels[i]}; a "
                 "transform of labels has to change both"
+            )
+    for i, first, second in ((i, dataset[i][0], dataset[i][0]) for i in chosen):
+        if not first.equal(second):
+            raise ValueError(
+                f"{data.type!r}: item {i} is another image each time it is read, so no run could be repeated or go on: "
+                "leave random transforms out (data.flip mirrors training images)"
             )
     if tuple(dataset.classes) != named:
         raise ValueError(f"{data.type!r}: the {split} split has the classes {few(dataset.classes)}, not {few(named)}")

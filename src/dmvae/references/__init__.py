@@ -26,7 +26,7 @@ from dmvae.encoders import Encoder
 from dmvae.flow.guidance import Velocity
 from dmvae.models.base import Encodes, Tokenizer
 from dmvae.registry import Registered
-from dmvae.runtime.random import Random
+from dmvae.runtime.random import Random, seed_of
 from dmvae.runtime.transfer import send
 
 
@@ -128,6 +128,16 @@ def draw(reference: Reference, n: int, rng: torch.Generator, device: torch.devic
         )
     z, labels = (send(x, device) for x in found)
     return z.detach(), labels
+
+
+def require_repeated(name: str, sample: Callable[[Random], tuple[Tensor, Tensor]]) -> None:
+    """Raise ValueError where `sample` gives other latents the second time that it gets the same random numbers."""
+    first, second = (sample(Random(seed_of("tried")))[0] for _ in range(2))
+    if (first - second).abs().max() > 0.01 * first.abs().max():  # networks on a GPU may differ by rounding
+        raise ValueError(
+            f"{name}: the same `rng` gave other samples the second time, so no run could be repeated or go on: draw "
+            "all random numbers from `rng` (rng.normal(n, ...), rng.uniform(n, ...), rng.integers(high, n))"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

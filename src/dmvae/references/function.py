@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dmvae.references import Surroundings
+from dmvae.references import Surroundings, require_repeated
 from dmvae.references.synthetic import SyntheticConfig
 from dmvae.registry import load_module, register
 from dmvae.runtime.hashing import content_hash
@@ -37,7 +37,8 @@ class FunctionReference(SyntheticConfig):
             return True  # `check` says what is wrong with the function
 
     def check(self, inputs: Surroundings) -> None:
-        self._open(inputs).sample(2, _trial())
+        reference = self._open(inputs)
+        require_repeated(f"function: {self.function}", lambda rng: reference.sample(2, rng))
 
     def build(self, inputs: Surroundings) -> Function:
         self.check(inputs)

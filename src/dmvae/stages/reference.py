@@ -25,7 +25,7 @@ from dmvae.flow.path import unlike
 from dmvae.inputs import Inputs
 from dmvae.models.velocity import VelocityModel
 from dmvae.ranges import Decay, Wait
-from dmvae.references import Reference, ReferenceConfig, draw
+from dmvae.references import Reference, ReferenceConfig, draw, require_repeated
 from dmvae.references.data import initial_latents
 from dmvae.references.features import FeaturesReference
 from dmvae.references.report import REPORT, compare
@@ -178,6 +178,7 @@ def _try(config: ReferenceConfig, inputs: Inputs) -> None:
         require_form(config.type, reference, inputs.latent_shape[0])
         found = reference.sample(TRIED, Random.alone(inputs.seed, "tried"))
         require_velocity(config, reference, *require_samples(config.type, found, TRIED, inputs))
+        require_repeated(f"reference.distribution: {config.type!r}", lambda rng: reference.sample(TRIED, rng))
 
 
 def open_reference(inputs: Inputs) -> Reference:
