@@ -12,7 +12,7 @@ ROWS = [
     ("commands", ["cli", "library", "commands", "serve", "report"], "the command line, Python, the page and the table"),
     (
         "recipe",
-        ["pipeline", "tidying", "claims", "jobs", "checks", "fitting", "idle", "recipe", "options"],
+        ["pipeline", "tidying", "claims", "hindrances", "jobs", "checks", "fitting", "idle", "recipe", "options"],
         "which stages run, with which settings",
     ),
     ("method", ["stages", "matching", "references"], "what is computed"),

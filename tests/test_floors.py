@@ -26,6 +26,7 @@ FLOORS = [
         "fitting",
         "checks",
         "jobs",
+        "hindrances",
         "claims",
         "tidying",
         "pipeline",

@@ -11,6 +11,7 @@ import tiny
 from dmvae import pipeline
 from dmvae.blank import build_autoencoder
 from dmvae.generators.flow import FlowModelConfig
+from dmvae.hindrances import hindrances
 from dmvae.jobs import plan, replaced
 from dmvae.models.artifact import save_network
 from dmvae.recipe import load
@@ -66,7 +67,7 @@ def test_a_path_through_a_link_that_will_lead_elsewhere_is_refused(before, place
     with pytest.raises(ValueError, match=f"^{re.escape(f'main: {told}')}$"):
         pipeline.run(load(path), before)
     assert {link.readlink().name.partition("-")[2] for link in (before / "main").iterdir()} == {"before"}
-    assert ("main", told) in pipeline.hindrances(jobs(path), jobs(path))
+    assert ("main", told) in hindrances(jobs(path), jobs(path))
 
 
 @pytest.mark.parametrize(("place", "within", "over"), FIELDS)

@@ -21,6 +21,7 @@ from dmvae import config as configs
 from dmvae.blank import build_tokenizer, latent_shape
 from dmvae.claims import begun_anew
 from dmvae.datasets import open_dataset
+from dmvae.hindrances import hindrances
 from dmvae.idle import part
 from dmvae.inputs import Blueprint
 from dmvae.jobs import Job, plan
@@ -147,7 +148,7 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine, only: str | None = 
     if alike:
         console.print(f"\n{LEGEND}")
         console.print(_in_all(to_do.values()))
-    for variant, line in pipeline.hindrances([job for job in chosen if not job.finished], everything):
+    for variant, line in hindrances([job for job in chosen if not job.finished], everything):
         obstacles.setdefault(line, []).append(variant)
     obstacles |= {line: list(recipes) for line in _disk_problems(recipes, sum(size for size, _ in to_do.values()))}
     for line, where in obstacles.items():
