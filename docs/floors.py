@@ -10,11 +10,8 @@ from pathlib import Path
 ROWS = [
     ("entry", ["__main__", "__init__"], "python -m dmvae, import dmvae"),
     ("commands", ["cli", "library", "commands", "serve", "report"], "the command line, Python, the page and the table"),
-    (
-        "recipe",
-        ["pipeline", "tidying", "claims", "hindrances", "jobs", "checks", "fitting", "idle", "recipe", "options"],
-        "which stages run, with which settings",
-    ),
+    ("run", ["pipeline", "tidying", "claims", "hindrances", "jobs"], "which stages run, and in which folders"),
+    ("recipe", ["checks", "fitting", "idle", "recipe", "options"], "with which settings, and what is wrong with them"),
     ("method", ["stages", "matching", "references"], "what is computed"),
     ("training", ["training", "inputs", "blank", "latents"], "the loop; what a stage is given; encoded data"),
     ("shared", ["interop", "sections", "evaluation"], "other projects' files, shared settings, measuring"),
