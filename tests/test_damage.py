@@ -142,9 +142,10 @@ def test_a_finished_stage_with_a_damaged_file_is_named_and_unfinished(stage, cap
     assert not (stage / "sub/with space.json").exists()
 
 
-def test_a_stage_that_another_process_checks_now_is_waited_for(stage):
+def test_a_stage_that_another_process_checks_now_is_waited_for(stage, monkeypatch, capsys):
     """As each of several that begin at once does: none goes on with what another is about to find."""
     held, check = Event(), Event()
+    monkeypatch.setattr(tidying, "QUIET", 0.1)
     flip(stage / "map.safetensors")
 
     def other():
@@ -160,6 +161,7 @@ def test_a_stage_that_another_process_checks_now_is_waited_for(stage):
         assert not wait([tidied], 0.3).done
         check.set()
         tidied.result(60)
+    assert f"waits for another process, which checks {stage}\n" in capsys.readouterr().out
     assert read_done(stage) is None
 
 

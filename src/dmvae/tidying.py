@@ -3,6 +3,7 @@ and finds damaged files."""
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Collection
@@ -15,6 +16,9 @@ from dmvae.runtime.done import damages, read_done
 from dmvae.runtime.files import held, locked, sweep, within
 from dmvae.runtime.words import counted
 from dmvae.training.loop import CHECKPOINTS
+
+QUIET = 5.0
+"""Seconds of waiting for another process after which that is told."""
 
 
 def tidy(folders: Collection[Path], verify: bool) -> None:
@@ -29,8 +33,12 @@ def tidy(folders: Collection[Path], verify: bool) -> None:
             else:
                 checked_elsewhere.append(folder)
     # Processes that begin at once share the folders out, and none goes on before all are checked.
+    quiet = time.monotonic() + QUIET
     for folder in checked_elsewhere:
         while read_done(folder) is not None and held(folder):
+            if time.monotonic() > quiet:
+                console.print(f"waits for another process, which checks {folder}")
+                quiet = math.inf
             time.sleep(0.1)
 
 
