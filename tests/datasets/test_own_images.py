@@ -132,6 +132,18 @@ def test_a_generator_of_mirror_images_too_has_twice_the_items(tmp_path):
     assert fit({"kl": once})[0]["kl"].generator.batch_size == 32, "it encodes the images, each once"
 
 
+def test_images_of_one_class_are_not_sampled_with_guidance_by_class_too(tmp_path):
+    path = tiny.write(tmp_path, data__num_classes=1, sample__guidance=[1.0, 1.5])
+    fitted, said = fit({"kl": load(path)["kl"]})
+    assert fitted["kl"].sample.guidance == (1.0,)
+    told = "sample.guidance is [1.0] in place of [1.0, 1.5]: the training set has one class, towards which no guidance"
+    assert said == [f"{told} leads"]
+    assert fit({"kl": load(path)["kl"]}, ["sample.guidance"])[0]["kl"].sample.guidance == (1.0, 1.5)
+    guided = load(path, {"sample.guide": 2, "generator.keep_at": [2]})["kl"]
+    assert fit({"kl": guided})[0]["kl"].sample.guidance == (1.0, 1.5), "a weaker network may guide"
+    assert fit({"kl": load(path, {"data.num_classes": 3})["kl"]})[0]["kl"].sample.guidance == (1.0, 1.5)
+
+
 def test_what_was_asked_for_is_not_made_to_fit(tmp_path):
     recipes = load(tiny.write(tmp_path, tokenizer__batch_size=64, generator__batch_size=64))
     fitted, said = fit(recipes, ["generator.batch_size"])
