@@ -14,7 +14,7 @@ STEPS = 500
 
 def told_apart(rows: Sequence[Mapping[str, float]]) -> tuple[int, float, float]:
     """(steps, difference of answers, weight of its loss) of the discriminator in the rows of a training's log: the
-    steps of the stage from its first to its last row, and the means over the second half of them. NaN where there is none."""
+    stage's steps from its first row to its last, and the means over their second half. NaN where there is none."""
     seen = [row for row in rows if "adversarial/real" in row and "adversarial/fake" in row]
     if not seen:
         return 0, math.nan, math.nan
