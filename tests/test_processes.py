@@ -16,6 +16,7 @@ from rich.console import Console
 
 import processes
 import tiny
+from dmvae import cli
 from dmvae.commands import processes as side
 from dmvae.commands.parser import CheckFailed
 from dmvae.commands.processes import environments, side_by_side
@@ -102,11 +103,12 @@ STOPS = "import os, signal; os.kill(os.getppid(), signal.SIGTERM)"
         (["print('dmvae: no such field'); exit(2)"] * 2, ValueError, "process . of 2: no such field"),
         (["import os, time; os.close(1); os.close(2); time.sleep(0.3); os._exit(2)"] * 2, ValueError, "exit code 2"),
         ([WAITS, "import os; os.kill(os.getpid(), 9)"], CheckFailed, "process 2 of 2: killed by SIGKILL"),
+        ([WAITS, "print('dmvae: a/matching: loss'); exit(3)"], side.Unended, "process 2 of 2: a/matching: loss"),
         ([WAITS, "exit(130)"], Interrupted, None),
         ([f"{STOPS}; signal.pause()", WAITS], Interrupted, None),
         ([f"{DEAF}; {STOPS}; print('dmvae: disk full'); exit(1)", WAITS], CheckFailed, "process 1 of 2: disk full"),
     ],
-    ids=["mistake", "late", "killed", "stopped", "signalled", "not saved"],
+    ids=["mistake", "late", "killed", "diverged", "stopped", "signalled", "not saved"],
 )
 def test_how_processes_end_is_told(monkeypatch, scripts, error, told):
     """Also where one ends after its output did, or could not save what a signal had asked it to."""
@@ -198,6 +200,20 @@ def test_a_plugin_that_is_edited_while_they_run_costs_no_table(tmp_path, monkeyp
     monkeypatch.setattr("dmvae.commands.run.finish_chosen", lambda jobs, *_: told.extend(job.folder for job in jobs))
     run("run", ["--processes", "2", str(path)])
     assert told == planned
+
+
+def test_what_has_ended_is_in_the_table_though_a_training_diverged(tmp_path, monkeypatch, capsys):
+    def diverges(*_):
+        raise side.Unended("process 1 of 2: kl/tokenizer: loss")
+
+    told = []
+    monkeypatch.setattr("dmvae.commands.run.side_by_side", diverges)
+    monkeypatch.setattr("dmvae.commands.run.finish_chosen", lambda jobs, *_: told.extend(jobs))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["study", str(tiny.write(tmp_path)), "--processes", "2"])
+    assert stopped.value.code == 3
+    assert "dmvae: process 1 of 2: kl/tokenizer: loss\n" in capsys.readouterr().err
+    assert told
 
 
 def saved(tmp_path):

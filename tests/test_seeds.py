@@ -109,7 +109,7 @@ def test_other_variants_end_and_are_in_the_table_though_one_diverges(tmp_path, c
     with pytest.raises(SystemExit) as stopped:
         cli.main(["study", str(path)])
     printed = capsys.readouterr()
-    assert stopped.value.code == 1
+    assert stopped.value.code == 3
     assert re.match(r"dmvae: wild/matching: .*; --variants\.wild\.SECTION\.FIELD changes this variant", printed.err)
     assert "it goes on with matched\n" in printed.out
     summary = json.loads((tmp_path / "run/summary.json").read_text())
