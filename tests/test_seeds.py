@@ -1,7 +1,9 @@
 """A recipe's seeds: one variant each, and a table with their mean and spread."""
 
+import gc
 import json
 import re
+import weakref
 
 import pytest
 
@@ -12,7 +14,10 @@ from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.report.summary import over_seeds
 from dmvae.runtime.done import write_done
+from dmvae.stages.tokenizer import TokenizerStage
+from dmvae.training import loop
 from dmvae.training.health import Diverged
+from dmvae.training.trainer import Trainer
 
 WITHOUT = dict.fromkeys(("encoder", "reference", "matching", "decoder", "generator", "sample"))
 
@@ -119,6 +124,31 @@ def test_other_variants_end_and_are_in_the_table_though_one_diverges(tmp_path, c
     assert (tmp_path / "run/matched/pipeline").is_dir()
     # one training of the encoder serves both
     assert [job.variant for job in plan(load(path), tmp_path / "run") if job.stage.name == "encoder" and job.finished]
+
+
+def test_a_training_that_diverged_leaves_its_memory_to_the_next(tmp_path, monkeypatch):
+    made, left = [], []
+
+    def built(stage):
+        left.append([trainer for of in made if (trainer := of()) is not None])
+        trainer = Trainer(stage)
+        made.append(weakref.ref(trainer))
+        return trainer
+
+    def diverges(self, networks, batch, rng):
+        raise FloatingPointError("loss became nan")
+
+    monkeypatch.setattr(loop, "Trainer", built)
+    monkeypatch.setattr(TokenizerStage, "updates", diverges)
+    kept = WITHOUT | {"evaluate": None, "tokenizer": {"train_encoder": True}}
+    path = tiny.write(tmp_path, variants={"a": kept, "b": kept | {"seed": 1}})
+    gc.disable()
+    try:
+        with pytest.raises(FloatingPointError, match=r"a/tokenizer: .* \| b/tokenizer: "):
+            tiny.run(path)
+    finally:
+        gc.enable()
+    assert left == [[], []]
 
 
 def test_what_needs_a_training_that_diverged_is_not_run(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ Which stages those are, and in which folders, is in `dmvae.jobs`.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
@@ -150,6 +151,9 @@ def _run(chosen: list[Job], several: bool) -> list[str]:
                     if ahead and distributed.is_main():
                         left = ", ".join(dict.fromkeys(other.variant for other in ahead))
                         console.print(f"{diverged[-1]}\nit goes on with {left}")
+                else:
+                    continue
+                gc.collect()  # the error and its traceback hold each other, and the networks, whose memory others need
     return diverged
 
 
