@@ -151,7 +151,7 @@ def test_a_training_that_diverged_leaves_its_memory_to_the_next(tmp_path, monkey
     assert left == [[], []]
 
 
-def test_what_needs_a_training_that_diverged_is_not_run(tmp_path, monkeypatch):
+def test_what_needs_a_training_that_diverged_is_not_run(tmp_path, monkeypatch, capsys):
     """Of two variants that share it, neither; in whatever order the stages come."""
     ran = []
 
@@ -166,5 +166,6 @@ def test_what_needs_a_training_that_diverged_is_not_run(tmp_path, monkeypatch):
     with pytest.raises(pipeline.Unended, match=r"^one/tokenizer: loss became nan") as found:
         tiny.run(path)
     assert {job.variant for job in found.value.jobs} == {"one", "two", "kl"}
+    assert "it goes on with kl\n" in capsys.readouterr().out
     assert {stage for variant, stage in ran if variant != "kl"} == {"encoder"}
     assert {"tokenizer", "generator", "evaluate"} <= {stage for variant, stage in ran if variant == "kl"}

@@ -66,6 +66,7 @@ def train(stage: AnyTraining) -> Facts:
                 named = error.bound.slows if isinstance(error, Unwell) else ()
                 spoilt, can_slow = trainer.health.spoilt(), trainer.health.bounds and trainer.moves(named)
                 if trainer.slowed or not can_slow or spoilt:
+                    stop_later(distributed.SharedFlag()(bool(signalled), now=True))  # as a run may go on with others
                     text = hopeless(stage.name, stage.inputs.out, error, trainer.slowed, spoilt)
                     raise Diverged(text) from found
                 step = error.step if isinstance(error, Unwell) else since or trainer.step
