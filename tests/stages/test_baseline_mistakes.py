@@ -109,3 +109,14 @@ def test_alignment_to_a_random_encoder_is_refused(tmp_path):
     over = ALONE | {"encoder": None, "tokenizer.alignment": {"kind": "vf"}}
     with pytest.raises(ValueError, match="would be random"):
         tiny.run(tiny.write(tmp_path, variants={"x": over}), "x", until="tokenizer")
+
+
+@pytest.mark.parametrize("section", ["encoder", "tokenizer.alignment", "generator.alignment"])
+def test_a_target_that_cannot_be_run_on_the_images_is_refused_before_anything_runs(tmp_path, section):
+    """Its stage may begin days after the first one."""
+    target = {"type": "timm", "model": "beit_base_patch16_224", "patch_size": 4, "img_size": 16, "kwargs": {"depth": 1}}
+    over = ALONE | {f"{section}.target": target}
+    recipe = load(tiny.write(tmp_path, variants={"x": over}))["x"]
+    (problem,) = checks.problems(recipe, recipe.stages())
+    told = "this encoder cannot be run on images of 12 pixels: this encoder takes images of 16x16 and no others"
+    assert problem.startswith(f"{section}.target: {told}")

@@ -15,7 +15,7 @@ from dmvae import config as configs
 from dmvae.datasets import Items
 from dmvae.datasets.mixed import balanced
 from dmvae.datasets.pixels import as_input, to_uint8
-from dmvae.encoders import require_stride
+from dmvae.encoders import require_features, require_stride
 from dmvae.evaluation.features import CHUNK, Extractor, extractor_of
 from dmvae.evaluation.frechet import Statistics, frechet_distance
 from dmvae.evaluation.images import DatasetImages
@@ -111,6 +111,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         encoder = inputs.frozen_encoder(alignment.target)
         stride = inputs.data.size // inputs.latent_shape[-1]
         require_stride(encoder, stride, generator.config.patch_size, f"{place}.target")
+        require_features(encoder, f"{place}.target", size=inputs.data.size, channels=inputs.data.channels)
         networks.depth = depth_of(alignment.depth, generator, f"{place}.depth")
         networks.target = encoder
         networks.projector = Projector(width=generator.config.width, hidden=alignment.width, out=encoder.channels)
