@@ -120,3 +120,12 @@ def test_a_target_that_cannot_be_run_on_the_images_is_refused_before_anything_ru
     (problem,) = checks.problems(recipe, recipe.stages())
     told = "this encoder cannot be run on images of 12 pixels: this encoder takes images of 16x16 and no others"
     assert problem.startswith(f"{section}.target: {told}")
+
+
+@pytest.mark.parametrize("section", ["encoder", "tokenizer.alignment", "generator.alignment"])
+def test_a_target_whose_weights_are_not_there_is_refused_before_anything_runs(tmp_path, section):
+    target = {"type": "timm", "model": "vit_tiny_patch16_224", "patch_size": 4, "kwargs": {"depth": 1}}
+    over = ALONE | {f"{section}.target": target | {"checkpoint": str(tmp_path / "gone.pth")}}
+    recipe = load(tiny.write(tmp_path, variants={"x": over}))["x"]
+    (problem,) = checks.problems(recipe, recipe.stages())
+    assert problem == f"{section}.target: encoder checkpoint {tmp_path / 'gone.pth'}: no such file"

@@ -84,6 +84,10 @@ class EncoderConfig(Registered):
         """What `build(pretrained=True)` would have to download, or lacks, for a dry run to print."""
         return []
 
+    def absent(self) -> str:
+        """The local file of weights that `build(pretrained=True)` would not find, in words; "" where it finds all."""
+        return ""
+
     def check(self, *, size: int) -> None:
         """Raise ValueError for what does not fit images of `size` x `size` pixels. Called before anything runs."""
 

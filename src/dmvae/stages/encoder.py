@@ -115,6 +115,8 @@ class EncoderStage(TrainingStage[EncoderTraining, EncoderNetworks]):
                 f"encoder.target: {config.target.type!r} would be random, and there is nothing to learn from it; give "
                 "an encoder with public weights (type: timm)"
             )
+        if told := config.target.absent():
+            yield f"encoder.target: {told}"
         for name in ("temperature", "projection"):
             if getattr(config, name) != getattr(EncoderTraining, name):
                 yield f"encoder.{name}: it is SimCLR's, and with encoder.target there is none; leave one of both out"

@@ -272,6 +272,8 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
                 f"generator.alignment.target: {config.alignment.target.type!r} would be random; give an encoder with "
                 "public weights (type: timm)"
             )
+        if config.alignment is not None and (told := config.alignment.target.absent()):
+            yield f"generator.alignment.target: {told}"
         if config.alignment is not None and inputs.data.are_latents:
             yield "generator.alignment: it looks at training images, and data.type: latents has none; set it to null"
         usual = {"time_distribution": "uniform", "time_mean": 0.0, "time_std": 1.0, "time_shift": 1.0, "direction": 0.0}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -132,6 +132,12 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
             yield Update("projection", alignment)
         if networks.discriminator is not None and adversary.learns(batch.step, batch.steps):
             yield discriminate(networks.discriminator, adversary, batch.data, recon, rng)
+
+    @classmethod
+    def problems(cls, config: TokenizerTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
+        target = None if config.alignment is None else config.alignment.target
+        if target is not None and (told := target.absent()):
+            yield f"tokenizer.alignment.target: {told}"
 
 
 def _check(config: TokenizerTraining, inputs: Inputs, model: Tokenizer) -> None:
