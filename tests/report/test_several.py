@@ -94,6 +94,18 @@ def test_seeds_of_two_machines_are_one_method_and_what_both_ran_comes_once(run, 
         assert summary["seeds"]["kl"]["mean"]["psnr"] == 21.0
 
 
+def test_a_seed_that_was_run_alone_is_one_of_the_method_s_seeds(run, tmp_path):
+    """It was shown beside the mean of the others, and neither counted in it nor ranked."""
+    alone, more = run("a", {"kl": 20.0, "own_5": 25.0}), run("b", {"kl@1": 22.0, "kl@2": 24.0}, seeds={"kl": [1, 2]})
+    third = run("c", {"kl": 30.0}, seed=3)
+    for out, runs, psnr in (("both", (alone, more), 22.0), ("single", (alone, third), 25.0)):
+        table(*runs, "--out", tmp_path / out)
+        summary = json.loads((tmp_path / out / "summary.json").read_text())
+        assert {"kl@0", "own_5"} < summary["methods"].keys()
+        assert summary["seeds"]["kl"]["count"] == len(summary["methods"]) - 1
+        assert summary["seeds"]["kl"]["mean"]["psnr"] == psnr
+
+
 def test_methods_that_share_but_their_name_are_not_seeds_of_one(run, tmp_path):
     first = run("a@1", {"kl@0": 20.0, "kl@1": 21.0}, seeds={"kl": [0, 1]})
     second = run("b", {"kl@0": 22.0, "kl@2": 24.0}, weight=0.5, seeds={"kl": [0, 2]})

@@ -109,6 +109,22 @@ def test_samples_are_those_of_the_stage_and_come_with_their_steps(folder, run_di
             views.samples(folder, **{"method": "kl", "label": 0} | asked | wrong)
 
 
+@pytest.mark.parametrize(
+    ("dropped", "refused", "drawn"),
+    [(0.0, [(None, 1.0), (0, 2.0)], [(0, 1.0)]), (1.0, [(0, 1.0)], [(None, 1.0), (None, 2.0), (0, 0.0)])],
+)
+def test_what_the_generator_was_never_taught_is_refused_as_by_the_stage(folder, monkeypatch, dropped, refused, drawn):
+    recipe = folder.run.recipes["kl"]
+    recipe = replace(recipe, generator=replace(recipe.generator, label_dropout=dropped))
+    monkeypatch.setitem(folder.run.recipes, "kl", recipe)
+    asked = {"count": 1, "steps": 1, "seed": 0, "sampler": "euler"}
+    for label, guidance in refused:
+        with pytest.raises(ValueError, match=rf"label_dropout: {dropped:g} taught kl's generator no velocity with"):
+            views.samples(folder, "kl", label, guidance=guidance, **asked)
+    for label, guidance in drawn:
+        assert list(views.samples(folder, "kl", label, guidance=guidance, **asked))[-1]["images"]
+
+
 def test_a_point_of_the_map_shows_its_own_image(folder, run_dir):
     found = views.latents(folder)
     reference, kl = found["panels"]

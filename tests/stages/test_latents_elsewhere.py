@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from dmvae import cli
+from dmvae.commands import plan
 from dmvae.commands.serve import read
 from dmvae.datasets import look_again
 from dmvae.datasets.image_file import write_png
@@ -121,13 +122,15 @@ def test_given_statistics_normalise_where_they_are_near(theirs, tmp_path):
     shutil.copytree(theirs, root)
     given = torch.load(root / "latents_stats.pt")
     given["mean"] += 0.1 * given["std"]
+    given["std"][0, 0] *= 1.2
     torch.save(given, root / "latents_stats.pt")
     tiny.run(write(tmp_path, root, **NOTHING, latents={"whitening": 1.0}), until="latents")
     found, model = LatentSet(tmp_path / "run/main/latents/latents"), tmp_path / "run/main/latents/autoencoder"
     assert torch.equal(found.mean, given["mean"].flatten())
+    assert torch.equal(found.std, given["std"].flatten())
     assert torch.equal(found.mean, load_tokenizer(model).latent_mean)
     z = found.__getitems__(range(48))[0].movedim(1, 0).flatten(1)
-    assert torch.corrcoef(z).fill_diagonal_(0).abs().max() < 0.01
+    assert (z.cov(correction=0) - torch.eye(12)).abs().max() < 0.01
     torch.save({"mean": given["mean"] + 1, "std": given["std"]}, root / "latents_stats.pt")
     look_again()
     with pytest.raises(ValueError, match=r"statistics beside the latents give channel .* they are of other latents"):
@@ -202,6 +205,14 @@ def test_a_plan_counts_links_as_no_bytes_and_latents_as_latents(theirs, tmp_path
     assert "48 latents and 24 test images of 3 classes" in told
     *_, row = (line for line in told.splitlines() if line.startswith("│ latents"))
     assert row.strip("│").split("│")[-1].strip() == ""
+
+
+def test_a_plan_counts_mirror_images_that_become_shards_of_the_run(theirs, tmp_path):
+    z, labels = (x.numpy() for x in whole(theirs))
+    (tmp_path / "some").mkdir()
+    np.savez(tmp_path / "some/a.npz", latents=z, latents_flip=z, labels=labels)
+    recipe = load(write(tmp_path, tmp_path / "some", **NOTHING))["main"]
+    assert plan._disk("latents", recipe, None, 48) == 2 * z.nbytes
 
 
 def test_the_page_shows_a_run_of_links_with_their_files_and_without(theirs, tmp_path):

@@ -210,6 +210,11 @@ def _evaluate(call: Values, trust: bool) -> Values:
     job = next((job for job in plan({variant: recipe}, Path(run_dir)) if job.stage is EvaluateStage), None)
     if job is None:
         raise ValueError(f"{file} has no stage {EvaluateStage.name}: it cannot be measured again")
+    if gone := [folder for folder in job.reads.values() if not folder.is_dir()]:
+        raise ValueError(
+            f"the run has no {gone[0]}: it was removed, or the data, a file that {file} names, a plugin or dmvae has "
+            "changed since; put that back to measure again"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch, "stages", "evaluate")
         out.mkdir(parents=True)

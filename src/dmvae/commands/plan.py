@@ -21,6 +21,7 @@ from dmvae import config as configs
 from dmvae.blank import build_tokenizer, latent_shape
 from dmvae.claims import begun_anew
 from dmvae.datasets import open_dataset
+from dmvae.datasets.latents import Latents
 from dmvae.hindrances import hindrances
 from dmvae.idle import part
 from dmvae.inputs import Blueprint
@@ -317,7 +318,9 @@ def _disk(name: str, recipe: Recipe, cost: Cost | None, items: int | None) -> in
         if recipe.latents.drawn or part(recipe, "matching.noise") in DRAWN:
             size *= 3  # their posteriors' means and deviations too
         stored = min((n for n in (items, recipe.latents.stored) if n is not None), default=0)
-        return stored * (1 + recipe.latents.mirrored) * prod(latent_shape(recipe)) * size
+        data = open_dataset(recipe.data, "train") if items is not None and recipe.data.are_latents else None
+        mirrored = recipe.latents.mirrored or (isinstance(data, Latents) and data.files.mirrored)
+        return stored * (1 + mirrored) * prod(latent_shape(recipe)) * size
     if name == "sample":
         images = section.count * len(section.guidance) * recipe.data.channels * recipe.data.size**2
         return images + min(section.count, KEPT) * prod(latent_shape(recipe)) * 4

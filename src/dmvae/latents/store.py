@@ -112,7 +112,9 @@ def _write_statistics(folder: Path, tensor: str, whitened: float, given: Normali
     whole = Statistics.of(vectors(z, "channels") for z in _shards(folder, tensor))
     found = given or Normalisation(whole.mean, whole.std)
     if whitened:
-        found = found._replace(whitening=whitening(whole.covariance, whitened))
+        # the matrix is for latents at unit variance, and given deviations may be other latents'
+        ratio = found.std.double().clamp_min(1e-6) / whole.std.clamp_min(1e-6)
+        found = found._replace(whitening=whitening(whole.covariance, whitened) * ratio)
     kept = {name: x.float().cpu() for name, x in found._asdict().items() if x is not None}
     write_tensors(folder / STATISTICS, kept, None if tensor == "latents" else {"tensor": tensor})
 

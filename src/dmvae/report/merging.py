@@ -25,7 +25,7 @@ def merge(run_dirs: Sequence[Path], out: Path) -> tuple[list[Job], dict[str, str
     are equal too, whatever their seeds, and for an `out` that is a run, holds one or lies in one."""
     folders_of = [source for run_dir in run_dirs for source in sources(run_dir.resolve())]
     jobs_in = {run_dir: jobs_of(run_dir) for run_dir in folders_of}
-    runs = {run_dir: by_variant(jobs) for run_dir, jobs in jobs_in.items()}
+    runs = _with_seeds({run_dir: by_variant(jobs) for run_dir, jobs in jobs_in.items()})
     marks = {run_dir: earlier_of(run_dir, jobs) for run_dir, jobs in jobs_in.items()}
     _require_apart(list(runs), out)
     require_place("--out", out, folder=True)
@@ -40,12 +40,12 @@ def merge(run_dirs: Sequence[Path], out: Path) -> tuple[list[Job], dict[str, str
             unlike = len({how for _, how in named}) > 1 or any(_addresses(one) != _addresses(jobs) for one in there)
             name = f"{re.sub(r'[^a-zA-Z0-9_+=-]', '_', run_dir.name)}.{variant}" if unlike else variant
             first = found.setdefault(name, jobs)
-            origin.setdefault(name, (run_dir, variant))
+            origin.setdefault(name, (run_dir, jobs[0].variant))
             how = settings.setdefault(method_of(name, jobs[0].recipe), _settings(jobs))  # of all seeds of a method
             if _addresses(first) != _addresses(jobs) or how != _settings(jobs):
                 raise ValueError(f"two runs in folders called {run_dir.name!r} have a {method!r}; rename one")
             if _finished(jobs) > _finished(first):
-                found[name], origin[name] = jobs, (run_dir, variant)
+                found[name], origin[name] = jobs, (run_dir, jobs[0].variant)
     stages = out / "stages"
     stages.mkdir(parents=True, exist_ok=True)
     write_text(out / MERGED, json.dumps([str(run_dir) for run_dir in runs]))
@@ -64,6 +64,21 @@ def merge(run_dirs: Sequence[Path], out: Path) -> tuple[list[Job], dict[str, str
     record({name: jobs[0].recipe for name, jobs in found.items()}, merged, out, list(found))
     told = {name: marks[run_dir].get(variant) for name, (run_dir, variant) in origin.items()}
     return merged, {name: how for name, how in told.items() if how is not None}
+
+
+def _with_seeds(runs: dict[Path, dict[str, list[Job]]]) -> dict[Path, dict[str, list[Job]]]:
+    """Run -> its variants, each of which there are several seeds called METHOD@SEED, also where a run had one alone."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for variants in runs.values():
+        for variant, jobs in variants.items():
+            recipe = jobs[0].recipe
+            seeds.setdefault((method_of(variant, recipe), _settings(jobs)), set()).add(recipe.seed)
+
+    def called(variant: str, jobs: list[Job]) -> str:
+        method, seed = method_of(variant, jobs[0].recipe), jobs[0].recipe.seed
+        return f"{method}@{seed}" if len(seeds[method, _settings(jobs)]) > 1 else variant
+
+    return {run: {called(variant, jobs): jobs for variant, jobs in of.items()} for run, of in runs.items()}
 
 
 def _links(jobs: list[Job]) -> dict[Path, str]:

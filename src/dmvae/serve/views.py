@@ -190,11 +190,19 @@ def samples(
     generator, section = folder.generator(method), folder.run.recipes[method].section("sample") or SampleConfig()
     if (learned := folder.learned.get(method)) is None:
         raise ValueError(f"{method}'s generator has been finished since this page was loaded: load it again")
+    guide = folder.guide(method)
+    dropped = folder.run.recipes[method].section("generator").label_dropout
+    unlabelled = label is None or (guidance != 1 and guide is None and isinstance(generator, VelocityModel))
+    told = f"generator.label_dropout: {dropped:g} taught {method}'s generator no velocity"
+    if dropped == 0 and unlabelled:  # images would come all the same; the stage `sample` refuses them too
+        raise ValueError(f"{told} without a label; ask for a class, and guidance 1")
+    if dropped == 1 and label is not None and guidance != 0:
+        raise ValueError(f"{told} with a label; ask for no class, or guidance 0")
     if label is None:
         label = generator.config.num_classes
     elif label not in learned:
         raise ValueError(f"class {label} is not one that {method}'s generator has learned; those are {few(learned)}")
-    settings = replace(section, method=sampler, steps=steps).settings(guidance, folder.guide(method))
+    settings = replace(section, method=sampler, steps=steps).settings(guidance, guide)
     return _draw(folder, method, torch.full((count,), label), [image_seed(seed, i) for i in range(count)], settings)
 
 
