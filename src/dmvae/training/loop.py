@@ -33,7 +33,8 @@ def train(stage: AnyTraining) -> Facts:
     """Run the stage from its newest checkpoint to its end; returns the facts that its done.json keeps.
 
     Raises Diverged when a logged figure or a weight is not finite, or a figure leaves the stage's bounds; a stage with
-    bounds goes back once, and raises the second time. Raises Interrupted after saving on a signal.
+    bounds goes back once, and raises the second time. Raises FloatingPointError where an update of one of several ranks
+    does, and Interrupted after saving on a signal.
     """
     folder = stage.inputs.out / CHECKPOINTS
     trainer = Trainer(stage)
@@ -67,7 +68,8 @@ def train(stage: AnyTraining) -> Facts:
                 spoilt, can_slow = trainer.health.spoilt(), trainer.health.bounds and trainer.moves(named)
                 if trainer.slowed or not can_slow or spoilt:
                     text = hopeless(stage.name, stage.inputs.out, error, trainer.slowed, spoilt)
-                    raise Diverged(text) from found
+                    alone = trainer.updating and distributed.world_size() > 1  # no rank may go on by itself
+                    raise (FloatingPointError if alone else Diverged)(text) from found
                 step = error.step if isinstance(error, Unwell) else since or trainer.step
                 trouble = error.with_traceback(None)
             trainer.background.wait()
