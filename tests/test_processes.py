@@ -24,7 +24,7 @@ from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.runtime import console as bars
 from dmvae.runtime.done import read_done
-from dmvae.runtime.files import locked
+from dmvae.runtime.files import locked, read_json
 from dmvae.runtime.signals import Interrupted
 from dmvae.training.checkpoint import steps
 from dmvae.training.loop import CHECKPOINTS
@@ -198,6 +198,30 @@ def test_a_plugin_that_is_edited_while_they_run_costs_no_table(tmp_path, monkeyp
     monkeypatch.setattr("dmvae.commands.run.finish_chosen", lambda jobs, *_: told.extend(job.folder for job in jobs))
     run("run", ["--processes", "2", str(path)])
     assert told == planned
+
+
+def test_the_table_is_written_where_a_training_diverges_too(tmp_path, monkeypatch, plain_report):
+    """As by one process; and where nothing has been run, what failed is told and not that there is no table."""
+
+    def one(words, _):
+        try:
+            run(words[0], words[1:])
+        except FloatingPointError as error:
+            raise CheckFailed(f"process 1 of 2: {error}") from error
+
+    def killed(*_):
+        raise CheckFailed("process 1 of 2: killed")
+
+    wild = {"matching": {"learning_rate": 1e3, "warmup": 0}}
+    words = [str(tiny.write(tmp_path, variants={"wild": wild, "matched": {}}, evaluate=None)), "--processes", "2"]
+    monkeypatch.setattr("dmvae.commands.run.side_by_side", killed)
+    with pytest.raises(CheckFailed, match="killed"):
+        run("run", words)
+    monkeypatch.setattr("dmvae.commands.run.side_by_side", one)
+    with pytest.raises(CheckFailed, match="process 1 of 2: wild/matching: "):
+        run("run", words)
+    assert read_json(tmp_path / "run/summary.json", dict)["not_ended_at"] == {"wild": "matching (begun)"}
+    assert (tmp_path / "run/matched/pipeline").is_dir()
 
 
 def saved(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -84,7 +85,13 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
         skips = ["--no-verify"] if known.no_verify else []
         # planned before, as each process does: a plugin or the data may be edited while they run
         jobs = planned(fit(recipes, asked)[0], run_dir) if reports else []
-        side_by_side([command, known.recipe, "--no-report", *skips, *place, *variants, *rest], known.processes)
+        try:
+            side_by_side([command, known.recipe, "--no-report", *skips, *place, *variants, *rest], known.processes)
+        except CheckFailed:  # perhaps a training diverged, and all that does not need it has been run
+            with suppress(ValueError, OSError):  # what failed first is told
+                if reports:
+                    finish_chosen(jobs, run_dir, recipes, whole, asked)
+            raise
         if reports:
             finish_chosen(jobs, run_dir, recipes, whole, asked)
         return
