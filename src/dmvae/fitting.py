@@ -44,7 +44,9 @@ def fit(
                 told, instead = (list(x) if isinstance(x, tuple) else x for x in (value, was))
                 line = f"{place} is {told} in place of {instead}: the training set has {why}"
                 try:
-                    changes[section] = dataclasses.replace(changes.get(section, recipe.section(section)), **{name: value})
+                    changes[section] = dataclasses.replace(
+                        changes.get(section, recipe.section(section)), **{name: value}
+                    )
                 except ValueError as error:  # it does not fit a field that was asked for
                     raise ValueError(f"{section}.{error} ({line})") from error
                 said[line] = None
