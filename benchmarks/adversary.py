@@ -4,7 +4,8 @@
 
 The first table is of the variant's own discriminators, one a stage, which trained against a decoder that learned to
 deceive them: the mean difference of their answers to images and to reconstructions, and the mean weight of their loss,
-in the second half of their steps. A difference of 2 is certainty, 0 is nothing told apart.
+in the second half of their time. A difference of 2 is certainty, 0 is nothing told apart. Steps are the stage's, from
+the first row of its log that has the discriminator to the last: in `matching` it learns in one of `student_steps`.
 
 The second table (none with --steps 0) is of new ones, each a PatchGAN of the recipe's size, beside a tokenizer that
 stays as it is: what the stage `matching` has made, or the stage `tokenizer` where there is no other. Its differences
@@ -50,7 +51,7 @@ def main() -> None:
     name = next((name for name in ("matching", "tokenizer") if name in made), None)
     if name is None:
         parser.error(f"{known.run} has no finished stage tokenizer or matching of {known.variant}")
-    print(header(["stage", "its discriminator's steps", "difference of answers", "weight"]))
+    print(header(["stage", "steps with a discriminator", "difference of answers", "weight"]))
     for stage, own in made.items():
         if issubclass(own.stage, TrainingStage):
             steps, gap, weight = adversary.told_apart(read_figures(own.folder / "log.jsonl"))

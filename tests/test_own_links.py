@@ -12,7 +12,7 @@ from dmvae import pipeline
 from dmvae.blank import build_autoencoder
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.hindrances import hindrances
-from dmvae.jobs import plan, replaced
+from dmvae.jobs import plan, point, replaced
 from dmvae.models.artifact import save_network
 from dmvae.recipe import load
 
@@ -107,3 +107,9 @@ def test_a_pipeline_of_the_run_is_refused_to_the_stage_that_reads_it(before):
     told = f"generator.start_from: {there} is replaced when the run begins; give a folder below {before / 'stages'}"
     assert list(replaced(found, found)) == [("main", told)]
     assert list(replaced([job for job in found if job.stage.name != "generator"], found)) == []
+
+
+def test_a_copy_that_followed_links_is_told_how_to_copy(tmp_path):
+    (tmp_path / "matched/encoder").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"is no link; .*copy the run with its links"):
+        point(tmp_path / "matched/encoder", tmp_path / "stages/encoder-1")

@@ -16,6 +16,7 @@ from rich.console import Console
 
 import processes
 import tiny
+from dmvae import cli
 from dmvae.commands import processes as side
 from dmvae.commands.parser import CheckFailed
 from dmvae.commands.processes import environments, side_by_side
@@ -24,7 +25,7 @@ from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.runtime import console as bars
 from dmvae.runtime.done import read_done
-from dmvae.runtime.files import locked, read_json
+from dmvae.runtime.files import locked
 from dmvae.runtime.signals import Interrupted
 from dmvae.training.checkpoint import steps
 from dmvae.training.loop import CHECKPOINTS
@@ -102,11 +103,12 @@ STOPS = "import os, signal; os.kill(os.getppid(), signal.SIGTERM)"
         (["print('dmvae: no such field'); exit(2)"] * 2, ValueError, "process . of 2: no such field"),
         (["import os, time; os.close(1); os.close(2); time.sleep(0.3); os._exit(2)"] * 2, ValueError, "exit code 2"),
         ([WAITS, "import os; os.kill(os.getpid(), 9)"], CheckFailed, "process 2 of 2: killed by SIGKILL"),
+        ([WAITS, "print('dmvae: a/matching: loss'); exit(3)"], side.Unended, "process 2 of 2: a/matching: loss"),
         ([WAITS, "exit(130)"], Interrupted, None),
         ([f"{STOPS}; signal.pause()", WAITS], Interrupted, None),
         ([f"{DEAF}; {STOPS}; print('dmvae: disk full'); exit(1)", WAITS], CheckFailed, "process 1 of 2: disk full"),
     ],
-    ids=["mistake", "late", "killed", "stopped", "signalled", "not saved"],
+    ids=["mistake", "late", "killed", "diverged", "stopped", "signalled", "not saved"],
 )
 def test_how_processes_end_is_told(monkeypatch, scripts, error, told):
     """Also where one ends after its output did, or could not save what a signal had asked it to."""
@@ -200,28 +202,18 @@ def test_a_plugin_that_is_edited_while_they_run_costs_no_table(tmp_path, monkeyp
     assert told == planned
 
 
-def test_the_table_is_written_where_a_training_diverges_too(tmp_path, monkeypatch, plain_report):
-    """As by one process; and where nothing has been run, what failed is told and not that there is no table."""
+def test_what_has_ended_is_in_the_table_though_a_training_diverged(tmp_path, monkeypatch, capsys):
+    def diverges(*_):
+        raise side.Unended("process 1 of 2: kl/tokenizer: loss")
 
-    def one(words, _):
-        try:
-            run(words[0], words[1:])
-        except FloatingPointError as error:
-            raise CheckFailed(f"process 1 of 2: {error}") from error
-
-    def killed(*_):
-        raise CheckFailed("process 1 of 2: killed")
-
-    wild = {"matching": {"learning_rate": 1e3, "warmup": 0}}
-    words = [str(tiny.write(tmp_path, variants={"wild": wild, "matched": {}}, evaluate=None)), "--processes", "2"]
-    monkeypatch.setattr("dmvae.commands.run.side_by_side", killed)
-    with pytest.raises(CheckFailed, match="killed"):
-        run("run", words)
-    monkeypatch.setattr("dmvae.commands.run.side_by_side", one)
-    with pytest.raises(CheckFailed, match="process 1 of 2: wild/matching: "):
-        run("run", words)
-    assert read_json(tmp_path / "run/summary.json", dict)["not_ended_at"] == {"wild": "matching (begun)"}
-    assert (tmp_path / "run/matched/pipeline").is_dir()
+    told = []
+    monkeypatch.setattr("dmvae.commands.run.side_by_side", diverges)
+    monkeypatch.setattr("dmvae.commands.run.finish_chosen", lambda jobs, *_: told.extend(jobs))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["study", str(tiny.write(tmp_path)), "--processes", "2"])
+    assert stopped.value.code == 3
+    assert "dmvae: process 1 of 2: kl/tokenizer: loss\n" in capsys.readouterr().err
+    assert told
 
 
 def saved(tmp_path):

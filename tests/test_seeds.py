@@ -1,7 +1,9 @@
 """A recipe's seeds: one variant each, and a table with their mean and spread."""
 
+import gc
 import json
 import re
+import weakref
 
 import pytest
 
@@ -12,7 +14,10 @@ from dmvae.jobs import plan
 from dmvae.recipe import load
 from dmvae.report.summary import over_seeds
 from dmvae.runtime.done import write_done
+from dmvae.stages.tokenizer import TokenizerStage
+from dmvae.training import loop
 from dmvae.training.health import Diverged
+from dmvae.training.trainer import Trainer
 
 WITHOUT = dict.fromkeys(("encoder", "reference", "matching", "decoder", "generator", "sample"))
 
@@ -109,7 +114,7 @@ def test_other_variants_end_and_are_in_the_table_though_one_diverges(tmp_path, c
     with pytest.raises(SystemExit) as stopped:
         cli.main(["study", str(path)])
     printed = capsys.readouterr()
-    assert stopped.value.code == 1
+    assert stopped.value.code == 3
     assert re.match(r"dmvae: wild/matching: .*; --variants\.wild\.SECTION\.FIELD changes this variant", printed.err)
     assert "it goes on with matched\n" in printed.out
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -121,7 +126,32 @@ def test_other_variants_end_and_are_in_the_table_though_one_diverges(tmp_path, c
     assert [job.variant for job in plan(load(path), tmp_path / "run") if job.stage.name == "encoder" and job.finished]
 
 
-def test_what_needs_a_training_that_diverged_is_not_run(tmp_path, monkeypatch):
+def test_a_training_that_diverged_leaves_its_memory_to_the_next(tmp_path, monkeypatch):
+    made, left = [], []
+
+    def built(stage):
+        left.append([trainer for of in made if (trainer := of()) is not None])
+        trainer = Trainer(stage)
+        made.append(weakref.ref(trainer))
+        return trainer
+
+    def diverges(self, networks, batch, rng):
+        raise FloatingPointError("loss became nan")
+
+    monkeypatch.setattr(loop, "Trainer", built)
+    monkeypatch.setattr(TokenizerStage, "updates", diverges)
+    kept = WITHOUT | {"evaluate": None, "tokenizer": {"train_encoder": True}}
+    path = tiny.write(tmp_path, variants={"a": kept, "b": kept | {"seed": 1}})
+    gc.disable()
+    try:
+        with pytest.raises(FloatingPointError, match=r"a/tokenizer: .* \| b/tokenizer: "):
+            tiny.run(path)
+    finally:
+        gc.enable()
+    assert left == [[], []]
+
+
+def test_what_needs_a_training_that_diverged_is_not_run(tmp_path, monkeypatch, capsys):
     """Of two variants that share it, neither; in whatever order the stages come."""
     ran = []
 
@@ -136,5 +166,6 @@ def test_what_needs_a_training_that_diverged_is_not_run(tmp_path, monkeypatch):
     with pytest.raises(pipeline.Unended, match=r"^one/tokenizer: loss became nan") as found:
         tiny.run(path)
     assert {job.variant for job in found.value.jobs} == {"one", "two", "kl"}
+    assert "it goes on with kl\n" in capsys.readouterr().out
     assert {stage for variant, stage in ran if variant != "kl"} == {"encoder"}
     assert {"tokenizer", "generator", "evaluate"} <= {stage for variant, stage in ran if variant == "kl"}

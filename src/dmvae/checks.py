@@ -205,8 +205,10 @@ def _not_remade(name: str, module: Model) -> Iterator[str]:
 
 
 def _try_discriminator(inputs: Inputs, adversary: AdversarialConfig) -> None:
-    """Raise ValueError where the adversary builds no discriminator of the recipe's images."""
+    """Raise ValueError where the adversary builds no discriminator of the recipe's images, or lacks its weights."""
     data = inputs.data
+    if adversary.start_from is None and (told := adversary.absent()):
+        raise ValueError(told)
     with torch.device("meta"):
         network = adversary.build(size=data.size, channels=data.channels)
         if not isinstance(network, adversary.network):

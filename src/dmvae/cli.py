@@ -18,7 +18,7 @@ import threading
 import warnings
 
 import dmvae
-from dmvae.commands.parser import USAGE, CheckFailed
+from dmvae.commands.parser import UNENDED, USAGE, CheckFailed
 from dmvae.registry import place_of
 from dmvae.runtime.console import console, forget_lost, printable, require_printed
 from dmvae.runtime.heap import keep_freed_memory
@@ -52,7 +52,8 @@ FIXES = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the `dmvae` command. Exit code 2: a mistake in what was asked; 1: the run failed; 130: stopped."""
+    """Entry point of the `dmvae` command. Exit code 2: a mistake in what was asked; 1: the run failed; 3: trainings
+    diverged, and all others have ended; 130: stopped."""
     atexit.register(_end_quickly)
     keep_freed_memory()
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
         told = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
         _fail(f"{told}{place_of(error)}{fix}", 1, debug)
     except (FloatingPointError, CheckFailed) as error:
-        _fail(str(error), 1, debug)
+        _fail(str(error), UNENDED if type(error).__name__ == "Unended" else 1, debug)
 
 
 def _end_quickly() -> None:

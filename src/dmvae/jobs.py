@@ -306,7 +306,7 @@ def point(link: Path, folder: Path) -> None:
     target = os.path.relpath(folder, link.parent)
     if not (link.is_symlink() and os.readlink(link) == target):
         if link.exists() and not link.is_symlink():
-            raise ValueError(f"{link} is no link; move it away")
+            raise ValueError(f"{link} is no link; move it away, or copy the run with its links (`cp -a`, `rsync -a`)")
         new = link.with_name(f"{link.name}.{os.getpid()}.part")  # swept as those of `atomic_write` are
         new.unlink(missing_ok=True)
         new.symlink_to(target)

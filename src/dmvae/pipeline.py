@@ -6,6 +6,7 @@ Which stages those are, and in which folders, is in `dmvae.jobs`.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
@@ -141,33 +142,42 @@ def _run(chosen: list[Job], several: bool) -> list[str]:
                     told = f"{few(missed)} of {job.stage.name}.keep_at came before that was asked and were not kept"
                     console.print(f"{told}; remove {job.folder} to train anew")
             variant = job.variant
-            if state != "finished":
-                try:
-                    execute(job)
-                except Diverged as error:  # which all ranks raise
-                    diverged.append(_whose(error, job) if several else str(error))
-                    ahead = _without(ahead, job)
-                    if ahead and distributed.is_main():
-                        left = ", ".join(dict.fromkeys(other.variant for other in ahead))
-                        console.print(f"{diverged[-1]}\nit goes on with {left}")
+            if state != "finished" and (trouble := _trouble(job, several)):
+                diverged.append(trouble)
+                ahead, others = _without(ahead, job)
+                if others and distributed.is_main():
+                    console.print(f"{trouble}\nit goes on with {', '.join(others)}")
     return diverged
 
 
-def _whose(error: Diverged, job: Job) -> str:
-    """A diverged training's error, with its variant, and how that one alone is changed."""
-    alone = f"--variants.{method_of(job.variant, job.recipe)}.SECTION.FIELD changes this variant alone"
-    return f"{job.variant}/{error}; {alone}"
+def _trouble(job: Job, several: bool) -> str:
+    """Run a job; the error of one that diverged, of several variants with its own and how that one alone is changed, ""
+    of one that ended."""
+    try:
+        execute(job)
+        return ""
+    except FloatingPointError as error:
+        if distributed.world_size() > 1 and not isinstance(error, Diverged):  # the other ranks do not know of it
+            raise
+        alone = f"--variants.{method_of(job.variant, job.recipe)}.SECTION.FIELD changes this variant alone"
+        whose = f"{job.variant}/" if isinstance(error, Diverged) else f"{job.variant}: "
+        trouble = f"{whose}{error}; {alone}" if several else str(error)
+    gc.collect()  # the error and its traceback hold each other, and the networks, whose memory others need
+    stop_if_asked()
+    return trouble
 
 
-def _without(ahead: Sequence[Job], failed: Job) -> list[Job]:
-    """The jobs `ahead`, in the order in which they run, that need nothing of a failed one."""
-    lost, left = {failed.folder}, list[Job]()
+def _without(ahead: Sequence[Job], failed: Job) -> tuple[list[Job], list[str]]:
+    """(the jobs `ahead`, in the order in which they run, that need nothing of a failed one; the variants among them
+    that can end)."""
+    lost, left, ended = {failed.folder}, list[Job](), {failed.variant}
     for job in ahead:
         if job.folder in lost or not lost.isdisjoint(job.reads.values()):
             lost.add(job.folder)
+            ended.add(job.variant)
         else:
             left.append(job)
-    return left
+    return left, [variant for variant in dict.fromkeys(job.variant for job in left) if variant not in ended]
 
 
 def _verb(job: Job, state: str) -> str:

@@ -30,6 +30,25 @@ def test_broken_files_are_skipped_with_one_warning(tmp_path, cache):
 
 
 @BOTH
+def test_one_broken_image_stops_nothing_where_it_is_all_that_a_split_has_of_its_class(tmp_path, cache):
+    classes(tmp_path / "train")
+    classes(tmp_path / "test", dogs=1)
+    (tmp_path / "test/dog/0.PNG").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"skipped 1 unreadable image of 21: .*0\.PNG: empty file"):
+        data = open_split(tmp_path, "test", cache=cache)
+    assert data.labels.tolist() == [0] * 20
+
+
+@BOTH
+def test_a_class_whose_images_are_all_broken_is_an_error(tmp_path, cache):
+    classes(tmp_path, dogs=2)
+    for name in ("0.PNG", "1.PNG"):
+        (tmp_path / "dog" / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no image of class 'dog' in this split is readable: .*copy them anew"):
+        open_split(tmp_path, valid_fraction=1e-9, cache=cache)
+
+
+@BOTH
 def test_broken_files_are_an_error_on_request(tmp_path, cache):
     break_some(classes(tmp_path))
     with pytest.raises(ValueError, match=r"2 unreadable images: .*1\.png.*on_broken: skip"):

@@ -5,7 +5,7 @@ import torch
 from tiny_vit import tiny_vit
 
 from dmvae import config as configs
-from dmvae.encoders import EncoderConfig, load_public
+from dmvae.encoders import Encoder, EncoderConfig, load_public, require_features
 from dmvae.encoders.conv import ConvEncoder
 from dmvae.encoders.effnet import EffNetEncoder
 from dmvae.registry import find, names
@@ -44,3 +44,24 @@ def test_an_encoder_of_a_plugin_that_is_random_and_does_not_say_so_is_told(weigh
     for _ in range(2):
         Mine().build(size=8, channels=3)
     assert torch.equal(torch.get_rng_state(), after), "the second look draws nothing that others would see"
+
+
+class Halved(Encoder):
+    """It says that a feature is of 4 pixels; of `stride` pixels it is."""
+
+    def __init__(self, stride: int, by_value: bool = False) -> None:
+        super().__init__()
+        self.channels, self.stride, self.by_value = 8, 4, by_value
+        self.net = torch.nn.Conv2d(3, 8, stride, stride=stride)
+
+    def forward(self, images):
+        return self.net(images / images.max().item() if self.by_value else images)
+
+
+def test_features_of_another_grid_than_the_stride_says_are_told():
+    with torch.device("meta"):
+        with pytest.raises(ValueError, match=r"here: this encoder gives \[2, 8, 2, 2\] .* say \[2, 8, 4, 4\]"):
+            require_features(Halved(8), "here", size=16, channels=3)
+        require_features(Halved(4), "here", size=16, channels=3)
+        require_features(Halved(8, by_value=True), "here", size=16, channels=3)  # which meta tensors cannot tell
+    require_features(Halved(8), "here", size=16, channels=3)  # a training: its images tell

@@ -14,6 +14,7 @@ from dmvae.recipe import load
 from dmvae.stages.encoder import EncoderStage
 
 ALONE = {"reference": None, "matching": None, "decoder": None}
+TIMM = {"type": "timm", "model": "vit_tiny_patch16_224", "patch_size": 4, "kwargs": {"depth": 1}}
 
 
 @pytest.mark.parametrize(
@@ -109,3 +110,29 @@ def test_alignment_to_a_random_encoder_is_refused(tmp_path):
     over = ALONE | {"encoder": None, "tokenizer.alignment": {"kind": "vf"}}
     with pytest.raises(ValueError, match="would be random"):
         tiny.run(tiny.write(tmp_path, variants={"x": over}), "x", until="tokenizer")
+
+
+@pytest.mark.parametrize("section", ["encoder", "tokenizer.alignment", "generator.alignment"])
+def test_a_target_that_cannot_be_run_on_the_images_is_refused_before_anything_runs(tmp_path, section):
+    """Its stage may begin days after the first one."""
+    target = {"type": "timm", "model": "beit_base_patch16_224", "patch_size": 4, "img_size": 16, "kwargs": {"depth": 1}}
+    over = ALONE | {f"{section}.target": target}
+    recipe = load(tiny.write(tmp_path, variants={"x": over}))["x"]
+    (problem,) = checks.problems(recipe, recipe.stages())
+    told = "this encoder cannot be run on images of 12 pixels: this encoder takes images of 16x16 and no others"
+    assert problem.startswith(f"{section}.target: {told}")
+
+
+@pytest.mark.parametrize("section", ["encoder", "tokenizer.alignment", "generator.alignment"])
+def test_a_target_whose_weights_are_not_there_is_refused_before_anything_runs(tmp_path, section):
+    over = ALONE | {f"{section}.target": TIMM | {"checkpoint": str(tmp_path / "gone.pth")}}
+    recipe = load(tiny.write(tmp_path, variants={"x": over}))["x"]
+    (problem,) = checks.problems(recipe, recipe.stages())
+    assert problem == f"{section}.target: encoder checkpoint {tmp_path / 'gone.pth'}: no such file"
+
+
+def test_the_decoder_s_adversary_is_refused_without_its_weights_before_anything_runs(tmp_path):
+    gone = {"type": "features", "encoder": TIMM | {"checkpoint": str(tmp_path / "gone.pth")}}
+    recipe = load(tiny.write(tmp_path, variants={"x": {"decoder.adversarial": gone}}))["x"]
+    (problem,) = checks.problems(recipe, recipe.stages())
+    assert problem == f"decoder.adversarial: encoder checkpoint {tmp_path / 'gone.pth'}: no such file"

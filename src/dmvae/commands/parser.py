@@ -39,6 +39,10 @@ matching, decoder, latents, generator, sample, evaluate.
 `dmvae run RECIPE --help` lists every field of that recipe."""
 
 
+UNENDED = 3
+"""Exit code where trainings have diverged, and all that does not need them has been run."""
+
+
 class CheckFailed(Exception):
     """A check has failed: the command ends with exit code 1."""
 

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from dmvae.commands.parser import CheckFailed
+from dmvae.commands.parser import UNENDED, CheckFailed
 from dmvae.runtime import distributed
 from dmvae.runtime.console import EVERY, console, fitted, in_terminal, printable
 from dmvae.runtime.signals import Interrupted, signals
@@ -33,13 +33,18 @@ STOPPED = 130
 """Exit code of a process that a signal stopped, as `dmvae.cli` gives it."""
 
 
+class Unended(CheckFailed):
+    """Trainings have diverged, and the processes have run all that does not need them."""
+
+
 def side_by_side(words: Sequence[str], count: int) -> None:
     """Run `dmvae WORDS` in `count` processes (see `environments`), and print what they print; what several say, once.
 
     A signal is passed on to all of them. When one fails, the others are told to save their state and stop.
 
     Raises Interrupted where they were stopped and saved their state. Where a process failed: ValueError for a mistake
-    in what was asked, else CheckFailed, with that process's error.
+    in what was asked, Unended where nothing else is left to do than trainings that diverged, else CheckFailed, with
+    that process's error.
     """
     lines: SimpleQueue[tuple[int, str]] = SimpleQueue()
     output, sent = _Output(count), 0
@@ -64,11 +69,14 @@ def side_by_side(words: Sequence[str], count: int) -> None:
         for process in processes:
             process.kill()
             process.wait()
-    for number, code in enumerate(codes):
-        if code not in (0, STOPPED, -sent):  # a signal ends a process that has not begun to train
-            ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
-            error = output.errors[number] or ended
-            raise (ValueError if code == 2 else CheckFailed)(f"process {number + 1} of {count}: {error}")
+    failed = [number for number, code in enumerate(codes) if code not in (0, STOPPED, -sent)]
+    # -sent: a signal ends a process that has not begun to train
+    for number in sorted(failed, key=lambda number: codes[number] == UNENDED):
+        code = codes[number]
+        ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
+        error = output.errors[number] or ended
+        kind = {2: ValueError, UNENDED: Unended}.get(code, CheckFailed)
+        raise kind(f"process {number + 1} of {count}: {error}")
     if asked or any(codes):
         raise Interrupted
 

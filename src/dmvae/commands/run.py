@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from dmvae.claims import left_behind, require_linked
 from dmvae.commands.help import placeholders, print_fields, print_values
 from dmvae.commands.parser import USAGE, CheckFailed, Parser, parse_overrides, require
 from dmvae.commands.plan import Machine, bytes_of, print_plan
-from dmvae.commands.processes import side_by_side
+from dmvae.commands.processes import Unended, side_by_side
 from dmvae.commands.trust import require_no_code
 from dmvae.config import FieldError, Values
 from dmvae.datasets import asked_once
@@ -85,15 +84,15 @@ def run(command: str, arguments: list[str], commands: Sequence[str] = ("run", "s
         skips = ["--no-verify"] if known.no_verify else []
         # planned before, as each process does: a plugin or the data may be edited while they run
         jobs = planned(fit(recipes, asked)[0], run_dir) if reports else []
+        diverged: Unended | None = None
         try:
             side_by_side([command, known.recipe, "--no-report", *skips, *place, *variants, *rest], known.processes)
-        except CheckFailed:  # perhaps a training diverged, and all that does not need it has been run
-            with suppress(ValueError, OSError):  # what failed first is told
-                if reports:
-                    finish_chosen(jobs, run_dir, recipes, whole, asked)
-            raise
+        except Unended as error:
+            diverged = error
         if reports:
             finish_chosen(jobs, run_dir, recipes, whole, asked)
+        if diverged is not None:
+            raise diverged
         return
     with joined(how.timeout):
         verify = not known.no_verify

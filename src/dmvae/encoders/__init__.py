@@ -47,6 +47,28 @@ def require_stride(encoder: Encoder, stride: int, patch: int, place: str) -> Non
         )
 
 
+def require_features(encoder: Encoder, place: str, *, size: int, channels: int) -> None:
+    """Raise ValueError, naming the field `place`, for an encoder that cannot be run on `size` x `size` images of
+    `channels` channels, or gives other features than it says. Only on the meta device, where checks build networks
+    before anything runs: a training finds out by its own images."""
+    images = torch.empty(2, channels, size, size)
+    if not images.is_meta:
+        return
+    try:
+        found: object = encoder(images)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        if not isinstance(error, ValueError) and not is_ours(type(encoder)):
+            return  # a plugin's may ask for values, which meta tensors do not have
+        raise ValueError(f"{place}: this encoder cannot be run on images of {size} pixels: {error}") from error
+    wanted = [2, encoder.channels, size // encoder.stride, size // encoder.stride]
+    if not isinstance(found, Tensor) or list(found.shape) != wanted:
+        told = list(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ValueError(
+            f"{place}: this encoder gives {told} for two images of {size} pixels, where its channels and stride say "
+            f"{wanted}; choose another"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(Registered):
     """Base class of encoders' configs. They have no fields in common."""
@@ -61,6 +83,10 @@ class EncoderConfig(Registered):
     def missing(self) -> list[str]:
         """What `build(pretrained=True)` would have to download, or lacks, for a dry run to print."""
         return []
+
+    def absent(self) -> str:
+        """The local file of weights that `build(pretrained=True)` would not find, in words; "" where it finds all."""
+        return ""
 
     def check(self, *, size: int) -> None:
         """Raise ValueError for what does not fit images of `size` x `size` pixels. Called before anything runs."""

@@ -64,13 +64,17 @@ class TimmEncoder(EncoderConfig):
 
     def missing(self) -> list[str]:
         if self.checkpoint is not None:
-            return [] if self.checkpoint.is_file() else [f"encoder checkpoint {self.checkpoint}: no such file"]
+            return [told] if (told := self.absent()) else []
         cfg = timm.get_pretrained_cfg(self.model)
         if not self.pretrained or cfg is None or not cfg.hf_hub_id:
             return []
         if any(try_to_load_from_cache(cfg.hf_hub_id, name) for name in ("model.safetensors", "pytorch_model.bin")):
             return []
         return [f"weights of timm model {self.model!r}, which it fetches from the hub ({cfg.hf_hub_id})"]
+
+    def absent(self) -> str:
+        there = self.checkpoint is None or self.checkpoint.is_file()
+        return "" if there else f"encoder checkpoint {self.checkpoint}: no such file"
 
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> Features:
         if not timm.is_model(self.model):

@@ -44,7 +44,7 @@ def card(job: Job, stages: dict[str, Job], recipe: str, pictures: dict[str, str]
 
 # {job.recipe.name}: {job.variant}
 
-A class-conditional latent flow model on a tokenizer that {_origin(stages, job.recipe.pretrained is not None)}.
+A latent flow model on a tokenizer that {_origin(stages, job.recipe.pretrained is not None)}.
 {shows}
 ```sh
 pip install dmvae

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmvae import config as configs
-from dmvae.encoders import Encoder, EncoderConfig, load_public, require_stride
+from dmvae.encoders import Encoder, EncoderConfig, load_public, require_features, require_stride
 from dmvae.inputs import Inputs
 from dmvae.ranges import Decay, Range, Scale, Width
 from dmvae.registry import is_ours
@@ -76,6 +76,7 @@ class EncoderStage(TrainingStage[EncoderTraining, EncoderNetworks]):
         else:
             networks.target = target = self.inputs.frozen_encoder(self.config.target)
             require_stride(target, networks.encoder.stride, 1, "encoder.target")
+            require_features(target, "encoder.target", size=data.size, channels=data.channels)
             # Linear, so that the features themselves learn what the target's hold, and not a network behind them.
             networks.projector = nn.Conv2d(width, target.channels, 1)
         networks.trains["encoder"] = [*networks.encoder.parameters(), *networks.projector.parameters()]
@@ -114,6 +115,8 @@ class EncoderStage(TrainingStage[EncoderTraining, EncoderNetworks]):
                 f"encoder.target: {config.target.type!r} would be random, and there is nothing to learn from it; give "
                 "an encoder with public weights (type: timm)"
             )
+        if told := config.target.absent():
+            yield f"encoder.target: {told}"
         for name in ("temperature", "projection"):
             if getattr(config, name) != getattr(EncoderTraining, name):
                 yield f"encoder.{name}: it is SimCLR's, and with encoder.target there is none; leave one of both out"

@@ -15,7 +15,7 @@ from dmvae import config as configs
 from dmvae.datasets import Items
 from dmvae.datasets.mixed import balanced
 from dmvae.datasets.pixels import as_input, to_uint8
-from dmvae.encoders import require_stride
+from dmvae.encoders import require_features, require_stride
 from dmvae.evaluation.features import CHUNK, Extractor, extractor_of
 from dmvae.evaluation.frechet import Statistics, frechet_distance
 from dmvae.evaluation.images import DatasetImages
@@ -111,6 +111,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
         encoder = inputs.frozen_encoder(alignment.target)
         stride = inputs.data.size // inputs.latent_shape[-1]
         require_stride(encoder, stride, generator.config.patch_size, f"{place}.target")
+        require_features(encoder, f"{place}.target", size=inputs.data.size, channels=inputs.data.channels)
         networks.depth = depth_of(alignment.depth, generator, f"{place}.depth")
         networks.target = encoder
         networks.projector = Projector(width=generator.config.width, hidden=alignment.width, out=encoder.channels)
@@ -271,6 +272,8 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
                 f"generator.alignment.target: {config.alignment.target.type!r} would be random; give an encoder with "
                 "public weights (type: timm)"
             )
+        if config.alignment is not None and (told := config.alignment.target.absent()):
+            yield f"generator.alignment.target: {told}"
         if config.alignment is not None and inputs.data.are_latents:
             yield "generator.alignment: it looks at training images, and data.type: latents has none; set it to null"
         usual = {"time_distribution": "uniform", "time_mean": 0.0, "time_std": 1.0, "time_shift": 1.0, "direction": 0.0}

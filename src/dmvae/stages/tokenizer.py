@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dmvae import config as configs
-from dmvae.encoders import require_stride
+from dmvae.encoders import require_features, require_stride
 from dmvae.inputs import Inputs
 from dmvae.losses.alignment import AlignmentConfig, as_promised
 from dmvae.losses.alignment.repa_e import RepaE
@@ -83,7 +83,9 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
         networks.add_losses(inputs, self.losses, None)
         if config.alignment is not None:
             alignment, encoder = config.alignment, inputs.frozen_encoder(config.alignment.target)
-            require_stride(encoder, model.stride, alignment.patch, "tokenizer.alignment.target")
+            place, data = "tokenizer.alignment.target", inputs.data
+            require_stride(encoder, model.stride, alignment.patch, place)
+            require_features(encoder, place, size=data.size, channels=data.channels)
             networks.target = encoder
             networks.projection = alignment.projection(inputs.latent_shape, inputs.num_classes, encoder.channels)
             require_members(alignment, networks.projection, ("parameters",), "tokenizer.alignment: ", "projection")
@@ -130,6 +132,12 @@ class TokenizerStage(DecoderStage[TokenizerTraining, TokenizerNetworks]):
             yield Update("projection", alignment)
         if networks.discriminator is not None and adversary.learns(batch.step, batch.steps):
             yield discriminate(networks.discriminator, adversary, batch.data, recon, rng)
+
+    @classmethod
+    def problems(cls, config: TokenizerTraining, inputs: Inputs, others: Mapping[str, object]) -> Iterator[str]:
+        target = None if config.alignment is None else config.alignment.target
+        if target is not None and (told := target.absent()):
+            yield f"tokenizer.alignment.target: {told}"
 
 
 def _check(config: TokenizerTraining, inputs: Inputs, model: Tokenizer) -> None:

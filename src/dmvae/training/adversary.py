@@ -9,12 +9,12 @@ from statistics import fmean
 LEAST = 0.05
 """Difference of its answers to images and to reconstructions, below which it tells nothing apart; 2 is certainty."""
 STEPS = 500
-"""Steps that it is given to learn."""
+"""Steps of the stage in which it is given time to learn; in `matching` it learns in one of `student_steps`."""
 
 
 def told_apart(rows: Sequence[Mapping[str, float]]) -> tuple[int, float, float]:
     """(steps, difference of answers, weight of its loss) of the discriminator in the rows of a training's log: the
-    steps from its first to its last row, and the means over the second half of them. NaN where there is none."""
+    stage's steps from its first row to its last, and the means over their second half. NaN where there is none."""
     seen = [row for row in rows if "adversarial/real" in row and "adversarial/fake" in row]
     if not seen:
         return 0, math.nan, math.nan

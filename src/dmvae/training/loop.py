@@ -68,8 +68,10 @@ def train(stage: AnyTraining) -> Facts:
                 spoilt, can_slow = trainer.health.spoilt(), trainer.health.bounds and trainer.moves(named)
                 if trainer.slowed or not can_slow or spoilt:
                     text = hopeless(stage.name, stage.inputs.out, error, trainer.slowed, spoilt)
-                    alone = trainer.updating and distributed.world_size() > 1  # no rank may go on by itself
-                    raise (FloatingPointError if alone else Diverged)(text) from found
+                    if trainer.updating and distributed.world_size() > 1:  # the others may not know of it
+                        raise FloatingPointError(text) from found
+                    stop_later(distributed.SharedFlag()(bool(signalled), now=True))  # as a run may go on with others
+                    raise Diverged(text) from found
                 step = error.step if isinstance(error, Unwell) else since or trainer.step
                 trouble = error.with_traceback(None)
             trainer.background.wait()

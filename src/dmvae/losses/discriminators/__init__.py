@@ -83,6 +83,10 @@ class AdversarialConfig(Registered):
         """What `build(pretrained=True)` would have to download, or lacks, for a dry run to print."""
         return []
 
+    def absent(self) -> str:
+        """The local file of weights that `build(pretrained=True)` would not find, in words; "" where it finds all."""
+        return ""
+
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> Discriminator:
         """The network for images [n, channels, size, size], with random weights. With `pretrained` its parts that never
         train have their public weights."""

@@ -87,6 +87,9 @@ class FeatureGANConfig(AdversarialConfig):
     def missing(self) -> list[str]:
         return self.encoder.missing()
 
+    def absent(self) -> str:
+        return self.encoder.absent()
+
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> FeatureGAN:
         """Raises ValueError for an encoder that would be random."""
         if self.encoder.starts_random:
