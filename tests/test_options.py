@@ -134,3 +134,10 @@ def test_what_is_asked_is_what_the_run_keeps(tmp_path):
 def test_a_section_that_an_option_would_begin_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"'kl', which lacks 'matching' without --variants\.kl\.matching\.weight"):
         load(tiny.write(tmp_path), {"variants.kl.matching.weight": 3})
+
+
+def test_the_help_of_a_recipe_without_a_number_says_which(tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("{name: r, data: {type: shapes}, autoencoder: {encoder: {type: conv}}, tokenizer: {}}")
+    told = "tokenizer.steps: this field is required; give it in the recipe, or as --tokenizer.steps VALUE"
+    assert told in complain(capsys, "run", str(path), "--help")[1]

@@ -24,7 +24,8 @@ def fit(
     that of this process's group).
 
     Fields in `asked`, such as "tokenizer.batch_size", come from the command line and stay: where they do not fit,
-    `checks` gives the error. A recipe whose data cannot be opened is returned as it is.
+    `checks` gives the error; ValueError where one does not fit a field that is lowered. A recipe whose data cannot be
+    opened is returned as it is.
     """
     fitted, said = {}, dict[str, None]()
     for variant, recipe in recipes.items():
@@ -39,10 +40,16 @@ def fit(
             place = f"{section}.{name}"
             given = (place, *(f"variants.{name}.{place}" for name in (variant, method_of(variant, recipe))))
             if not any(option in given for option in asked):
-                changes[section] = dataclasses.replace(changes.get(section, recipe.section(section)), **{name: value})
                 was = getattr(recipe.section(section), name)
                 told, instead = (list(x) if isinstance(x, tuple) else x for x in (value, was))
-                said[f"{place} is {told} in place of {instead}: the training set has {why}"] = None
+                line = f"{place} is {told} in place of {instead}: the training set has {why}"
+                try:
+                    changes[section] = dataclasses.replace(
+                        changes.get(section, recipe.section(section)), **{name: value}
+                    )
+                except ValueError as error:  # it does not fit a field that was asked for
+                    raise ValueError(f"{section}.{error} ({line})") from error
+                said[line] = None
         fitted[variant] = dataclasses.replace(recipe, **changes)
     return fitted, list(said)
 

@@ -159,6 +159,13 @@ def test_what_was_asked_for_is_not_made_to_fit(tmp_path):
         "kl@1": 64,
     }
     assert [batch_of(48, 1), batch_of(48, 3), batch_of(1, 1), batch_of(7, 4)] == [32, 48, 1, 4]
+    fewer = load(tiny.write(tmp_path, matching__batch_size=128), {"matching.decoded": 64})
+    told = (
+        r"^matching\.decoded: 64 images of a batch of 32; give at most those \(matching\.batch_size is 32 in place of "
+        r"128: the training set has 48 images\)$"
+    )
+    with pytest.raises(ValueError, match=told):
+        fit(fewer, ["matching.decoded"])
 
 
 @pytest.mark.parametrize(

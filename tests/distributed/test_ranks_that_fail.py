@@ -15,6 +15,7 @@ import tiny
 from dmvae import cli
 from dmvae.runtime import distributed, joined
 from dmvae.runtime.gradients import averaged
+from dmvae.stages.encoder import EncoderStage
 
 pytestmark = pytest.mark.slow
 
@@ -146,3 +147,24 @@ def test_both_go_on_with_the_variants_that_do_not_diverge(tmp_path):
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["not_ended_at"] == {"wild": "matching (begun)"}
     assert (tmp_path / "run/matched/pipeline").is_dir()
+
+
+def fails(rank, path, folder):
+    updates, joined.POLL = EncoderStage.updates, 0.5
+
+    def one_rank_s(self, networks, batch, rng):
+        if rank == 1:
+            raise FloatingPointError("this rank's loss is nan")
+        yield from updates(self, networks, batch, rng)
+
+    EncoderStage.updates = one_rank_s
+    with Path(folder, str(rank)).open("w", buffering=1) as sys.stderr:
+        cli.main(["study", path])
+
+
+def test_one_whose_update_raises_goes_on_with_no_other_variant(tmp_path):
+    """The other rank waits for its gradients."""
+    path = tiny.write(tmp_path, variants={"one": {}, "two": {"seed": 1}}, evaluate=None)
+    assert processes.on_ranks(fails, str(path), str(tmp_path)) == [1, 1]
+    told = "rank 1 failed: FloatingPointError: encoder: this rank's loss is nan; from the same settings it always will"
+    assert (tmp_path / "0").read_text().startswith(f"dmvae: stopped, because {told}")

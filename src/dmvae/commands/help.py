@@ -49,14 +49,19 @@ def print_values(recipes: Mapping[str, Recipe]) -> None:
 
 
 def placeholders(load: Callable[[Values], Recipes], overrides: Values) -> Recipes:
-    """`load(overrides)` with REQUIRED in place of missing fields that have no default: only for printing."""
+    """`load(overrides)` with REQUIRED in place of missing fields that have no default: only for printing. Raises
+    ValueError as `load` does, also for a missing field that holds no text."""
+    missing: ValueError | None = None
     while True:
         try:
             return load(overrides)
         except ValueError as error:
             cause = cause_of(error, FieldMissing)
+            if missing is not None and repr(REQUIRED) in str(error):
+                raise missing from None
             if cause is None or cause.place in overrides:
                 raise
+            missing = error
             overrides = overrides | {cause.place: REQUIRED}
 
 

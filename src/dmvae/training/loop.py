@@ -33,7 +33,8 @@ def train(stage: AnyTraining) -> Facts:
     """Run the stage from its newest checkpoint to its end; returns the facts that its done.json keeps.
 
     Raises Diverged when a logged figure or a weight is not finite, or a figure leaves the stage's bounds; a stage with
-    bounds goes back once, and raises the second time. Raises Interrupted after saving on a signal.
+    bounds goes back once, and raises the second time. Raises FloatingPointError where an update of one of several ranks
+    does, and Interrupted after saving on a signal.
     """
     folder = stage.inputs.out / CHECKPOINTS
     trainer = Trainer(stage)
@@ -66,8 +67,10 @@ def train(stage: AnyTraining) -> Facts:
                 named = error.bound.slows if isinstance(error, Unwell) else ()
                 spoilt, can_slow = trainer.health.spoilt(), trainer.health.bounds and trainer.moves(named)
                 if trainer.slowed or not can_slow or spoilt:
-                    stop_later(distributed.SharedFlag()(bool(signalled), now=True))  # as a run may go on with others
                     text = hopeless(stage.name, stage.inputs.out, error, trainer.slowed, spoilt)
+                    if trainer.updating and distributed.world_size() > 1:  # the others may not know of it
+                        raise FloatingPointError(text) from found
+                    stop_later(distributed.SharedFlag()(bool(signalled), now=True))  # as a run may go on with others
                     raise Diverged(text) from found
                 step = error.step if isinstance(error, Unwell) else since or trainer.step
                 trouble = error.with_traceback(None)

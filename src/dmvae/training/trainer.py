@@ -61,7 +61,7 @@ class Trainer:
         self.averages = {name: Average(part, decays.get(name, self.config.ema)) for name, part in networks.items()}
         self.health = Health(stage.bounds(), self.inputs.device)
         self.background = checkpoint.Background()
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.updating = 0, 0.0, False
         self.images_seen = dict.fromkeys(self.networks.trains, 0)
 
     def _shard(self) -> None:
@@ -77,8 +77,10 @@ class Trainer:
     def advance(self, batch: Batch, figures: Figures) -> bool:
         """One step; returns whether it was the last. It does not wait for the device, except inside `transfer.waits`;
         rows of the log, which do, are written between steps."""
+        self.updating = True  # an error in an update may be this rank's alone
         for found in self.train_step(batch):
             figures.add(found)
+        self.updating = False
         if not any(self.images_seen.values()):
             raise ValueError(f"stage {self.stage.name}: updates yielded no Update; give at least one a step")
         self.step += 1
