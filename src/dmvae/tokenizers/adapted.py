@@ -155,7 +155,11 @@ def adapt(source: TokenizerSource, *, size: int, channels: int, pretrained: bool
 
     Raises ValueError where files are missing or images do not fit.
     """
-    source = source.resolve()
+    return adapt_resolved(source.resolve(), size=size, channels=channels, pretrained=pretrained)
+
+
+def adapt_resolved(source: TokenizerSource, *, size: int, channels: int, pretrained: bool) -> AdaptedTokenizer:
+    """As `adapt`, of a source that is resolved: without `pretrained` no file is read, and none has to be there."""
     model = AdaptedTokenizer(source=configs.plain(source), image_size=size, in_channels=channels)
     if pretrained:
         model.network = _built(source, size, channels, pretrained=True)
