@@ -180,7 +180,10 @@ def start(source: TokenizerSource, *, size: int, channels: int, pretrained: bool
 
     Raises ValueError where `adapt` does, and for a tokenizer that cannot be trained further on such images.
     """
-    model = innermost(adapt(source, size=size, channels=channels, pretrained=pretrained))
+    adapted = adapt(source, size=size, channels=channels, pretrained=pretrained)
+    model = innermost(adapted)
+    if adapted.drawn:  # an adapter that a run has put around it may say so alone
+        model.drawn = True
     trained = {"data.channels": ("in_channels", channels), "data.size": ("image_size", size)}
     for field, (name, ours) in trained.items():
         if model.config[name] != ours:
