@@ -27,6 +27,7 @@ from dmvae.runtime.hub import FILE, WEIGHTS
 from dmvae.runtime.precision import full_precision, without_tf32
 from dmvae.tokenizers import Codec, Normalisation, TokenizerSource
 from dmvae.tokenizers.autoencoder import Autoencoder
+from dmvae.tokenizers.network import own_size
 
 
 def spread_of(tokenizer: Tokenizer) -> str:
@@ -226,8 +227,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 def open_tokenizer(place: str, size: int | None = None, otherwise: int | None = None) -> Tokenizer:
     """The tokenizer at `place`: a folder of ours (`load_tokenizer`), or another's (`adapt`): a diffusers autoencoder,
     given as a folder with config.json or as a hub id, or a checkpoint of latent diffusion's, given as a file here or as
-    ORG/REPO/FILE on the hub. size: pixels that another's is adapted to; its config's `sample_size` unless given, and
-    `otherwise` where it has none.
+    ORG/REPO/FILE on the hub. size: pixels that another's is adapted to; unless given, what its config says
+    (`sample_size`, or the size that a RAE returns), and `otherwise` where it says none.
 
     Raises ValueError where there is neither, or no size is known.
     """
@@ -240,7 +241,7 @@ def open_tokenizer(place: str, size: int | None = None, otherwise: int | None = 
     try:
         source = configs.read(TokenizerSource, {"type": kind, "path": place}, "source").resolve()
         config: Values = getattr(source, "config", None) or {}
-        found = size or config.get("sample_size") or otherwise
+        found = size or own_size(config) or otherwise
         if not isinstance(found, int):
             where = "a checkpoint tells no image size" if kind == "vavae" else "its config has no sample_size"
             raise ValueError(f"{place}: {where}; give --size")
