@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from codec import complaint, decode, encode
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderRAE, AutoencoderTiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -273,6 +273,16 @@ def test_latents_too_large_for_their_type_are_told(images, tokenizer, tmp_path, 
     encode(images, tmp_path / "large", tmp_path / "wide")
     error = complaint(capsys, encode, images, tmp_path / "large", tmp_path / "y", "--dtype", "float16")
     assert "latents are not finite in float16: its weights are damaged, or --dtype" in error
+
+
+def test_a_rae_takes_and_gives_images_of_its_own_size(images, tmp_path):
+    sizes = {"encoder_input_size": 42, "patch_size": 8, "encoder_hidden_size": 64}
+    layers = dict.fromkeys(("encoder_num_hidden_layers", "decoder_num_hidden_layers"), 1)
+    narrow = {"decoder_hidden_size": 16, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 16}
+    AutoencoderRAE(**sizes, **layers, **narrow).save_pretrained(tmp_path / "rae")
+    encode(images, tmp_path / "rae", tmp_path / "z")
+    decode(tmp_path / "z", tmp_path / "rae", tmp_path / "back")
+    assert {Image.open(path).size for path in (tmp_path / "back").rglob("*.png")} == {(24, 24)}
 
 
 def test_names_as_long_as_a_file_system_takes(images, tokenizer, tmp_path):

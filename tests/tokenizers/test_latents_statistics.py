@@ -104,6 +104,18 @@ def test_a_matrix_that_whitened_them_is_kept_too(tmp_path):
     torch.testing.assert_close(third, first)
 
 
+@pytest.mark.parametrize("kind", ["whitened", "behind an adapter"])
+def test_those_of_a_tokenizer_whose_decoder_is_trained_are_all_kept(tmp_path, kind):
+    source = a_kl(tmp_path) if kind == "whitened" else {"type": "dmvae", "path": str(tmp_path / "vae")}
+    tiny.variational(tmp_path / "vae", torch.ones(4))
+    first, _, _ = normalised(write(tmp_path / "first", source, latents={"whitening": 1.0}))
+    pretrained = {"type": "dmvae", "path": str(next(tmp_path.glob("first/run/stages/latents-*/autoencoder")))}
+    jobs = tiny.run(write(tmp_path / "second", pretrained, decoder={"steps": 2, "batch_size": 8}))
+    stored, model = LatentSet(jobs[-1].folder / "latents"), load_tokenizer(jobs[-1].folder / "autoencoder")
+    torch.testing.assert_close(stored.__getitems__(range(len(stored)))[0], first)
+    torch.testing.assert_close(model.denormalize(first), stored.stored(range(len(stored)))[0], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_after_a_matching_they_are_the_reference_s(tmp_path):
     over = {"matching": {"objective": {"type": "transport"}}, "reference": {"teacher": False}}

@@ -1,6 +1,7 @@
 """Tokenizer `reshaped`: the same reconstructions whatever the bijection becomes, and what trains it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import foreign
@@ -99,6 +100,20 @@ def test_its_flow_sees_latents_as_one_of_ours_normalises_them(tmp_path):
         z = ours.encode(x).latents
         assert torch.allclose(model.encode(x).latents, (z - 3) / 2, atol=1e-5)
         assert torch.allclose(model.decode((z - 3) / 2).sample, ours.decode(z).sample, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "vavae", "dmvae"])
+def test_its_artifact_needs_no_file_of_the_source(tmp_path, kind):
+    (tmp_path / "source").mkdir()
+    shaped = {"type": "reshaped", "source": foreign.source(kind, tmp_path / "source"), "layers": 1, "width": 8}
+    model = adapt(read(TokenizerSource, shaped, "source"), size=16, channels=3, pretrained=True)
+    turned(model.network.flow)
+    model.save_pretrained(tmp_path / "saved")
+    shutil.rmtree(tmp_path / "source")
+    with torch.no_grad():
+        assert torch.equal(
+            load_tokenizer(tmp_path / "saved").encode(images(size=16)).latents, model.encode(images(size=16)).latents
+        )
 
 
 def trainer_of(path: Path, stage: str) -> Trainer:

@@ -208,6 +208,19 @@ def test_what_was_trained_or_used_here_before_is_a_start_again(folder, tmp_path)
         assert torch.equal(model(x).sample, load_tokenizer(path)(x).sample)
 
 
+def test_who_gave_samples_gives_samples_where_its_decoder_is_trained(tmp_path):
+    """`latents.drawn` of a run that trained nothing stands in the adapter, which training takes off."""
+    model = load_tokenizer(tiny.variational(tmp_path / "vae", torch.ones(4)))
+    adapted = adapt(DmvaeTokenizer(path=str(tmp_path / "vae")), size=12, channels=3, pretrained=True)
+    adapted.drawn = True
+    adapted.save_pretrained(tmp_path / "used")
+    again = start(DmvaeTokenizer(path=str(tmp_path / "used")), size=12, channels=3, pretrained=True)
+    x = torch.rand(2, 3, 12, 12) * 2 - 1
+    assert type(again) is type(model)
+    assert torch.equal(again.encode(x).latents, adapted.encode(x).latents)
+    assert not torch.equal(again.encode(x).latents, model.encode(x).latents)
+
+
 def test_the_page_s_recipes_are_some():
     page = (Path(__file__).parents[2] / "docs/existing_tokenizer.md").read_text()
     found = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)

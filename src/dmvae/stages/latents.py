@@ -26,7 +26,7 @@ from dmvae.sections import LatentsConfig
 from dmvae.stages.editing import DRAWN
 from dmvae.stages.elsewhere import take, unfit
 from dmvae.tokenizers import Normalisation
-from dmvae.tokenizers.adapted import innermost, normalisation_of
+from dmvae.tokenizers.adapted import adapt, innermost, normalisation_of
 from dmvae.training.stage import Facts, Stage, stage
 
 MIRRORED = "mirrored"
@@ -83,6 +83,9 @@ class LatentsStage(Stage[LatentsConfig]):
             return read_normalisation(asked, channels)
         if "matching" in self.inputs.reads:  # they may be 0 and 1, and meant so
             return Normalisation(tokenizer.latent_mean, tokenizer.latent_std)
+        source, data = self.inputs.sections.pretrained, self.inputs.data
+        if source is not None and self.inputs.tokenizer_folder is not None:  # a stage has taken adapter and matrix off
+            tokenizer = adapt(source, size=data.size, channels=data.channels, pretrained=True)
         found = normalisation_of(tokenizer)
         if found is None:
             raise ValueError(NONE_OWN)

@@ -27,6 +27,7 @@ from dmvae.runtime.hub import FILE, WEIGHTS
 from dmvae.runtime.precision import full_precision, without_tf32
 from dmvae.tokenizers import Codec, Normalisation, TokenizerSource
 from dmvae.tokenizers.autoencoder import Autoencoder
+from dmvae.tokenizers.network import own_size
 
 
 def spread_of(tokenizer: Tokenizer) -> str:
@@ -155,7 +156,11 @@ def adapt(source: TokenizerSource, *, size: int, channels: int, pretrained: bool
 
     Raises ValueError where files are missing or images do not fit.
     """
-    source = source.resolve()
+    return adapt_resolved(source.resolve(), size=size, channels=channels, pretrained=pretrained)
+
+
+def adapt_resolved(source: TokenizerSource, *, size: int, channels: int, pretrained: bool) -> AdaptedTokenizer:
+    """As `adapt`, of a source that is resolved: without `pretrained` no file is read, and none has to be there."""
     model = AdaptedTokenizer(source=configs.plain(source), image_size=size, in_channels=channels)
     if pretrained:
         model.network = _built(source, size, channels, pretrained=True)
@@ -176,7 +181,10 @@ def start(source: TokenizerSource, *, size: int, channels: int, pretrained: bool
 
     Raises ValueError where `adapt` does, and for a tokenizer that cannot be trained further on such images.
     """
-    model = innermost(adapt(source, size=size, channels=channels, pretrained=pretrained))
+    adapted = adapt(source, size=size, channels=channels, pretrained=pretrained)
+    model = innermost(adapted)
+    if adapted.drawn:  # an adapter that a run has put around it may say so alone
+        model.drawn = True
     trained = {"data.channels": ("in_channels", channels), "data.size": ("image_size", size)}
     for field, (name, ours) in trained.items():
         if model.config[name] != ours:
@@ -219,8 +227,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 def open_tokenizer(place: str, size: int | None = None, otherwise: int | None = None) -> Tokenizer:
     """The tokenizer at `place`: a folder of ours (`load_tokenizer`), or another's (`adapt`): a diffusers autoencoder,
     given as a folder with config.json or as a hub id, or a checkpoint of latent diffusion's, given as a file here or as
-    ORG/REPO/FILE on the hub. size: pixels that another's is adapted to; its config's `sample_size` unless given, and
-    `otherwise` where it has none.
+    ORG/REPO/FILE on the hub. size: pixels that another's is adapted to; unless given, what its config says
+    (`sample_size`, or the size that a RAE returns), and `otherwise` where it says none.
 
     Raises ValueError where there is neither, or no size is known.
     """
@@ -233,7 +241,7 @@ def open_tokenizer(place: str, size: int | None = None, otherwise: int | None = 
     try:
         source = configs.read(TokenizerSource, {"type": kind, "path": place}, "source").resolve()
         config: Values = getattr(source, "config", None) or {}
-        found = size or config.get("sample_size") or otherwise
+        found = size or own_size(config) or otherwise
         if not isinstance(found, int):
             where = "a checkpoint tells no image size" if kind == "vavae" else "its config has no sample_size"
             raise ValueError(f"{place}: {where}; give --size")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from dmvae.config import Values
 from dmvae.models.base import Distribution, Parts, PointDistribution
 from dmvae.tokenizers import Codec, Normalisation
 
@@ -32,6 +33,14 @@ TRAINED: dict[str, Callable[[Any], nn.Conv2d]] = {
 }
 _MEASURED: dict[tuple[object, ...], tuple[int, int, bool]] = {}
 """What `Adapter._measure` found: a plan builds a network of one kind a dozen times."""
+
+
+def own_size(config: Values) -> int | None:
+    """Height and width of the images that a model of this config was made for; None where it does not say."""
+    if config.get("_class_name") in RESIZING:
+        tokens = config.get("encoder_input_size", 224) // config.get("encoder_patch_size", 14)
+        return config.get("patch_size", 16) * tokens
+    return config.get("sample_size")
 
 
 class Adapter(Codec):

@@ -16,7 +16,7 @@ from dmvae.models.coupling import CouplingFlow
 from dmvae.ranges import Count, Width
 from dmvae.registry import register
 from dmvae.tokenizers import Codec, TokenizerSource
-from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt, innermost
+from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt_resolved, innermost
 
 
 class Reshaped(Codec):
@@ -70,5 +70,5 @@ class ReshapedTokenizer(TokenizerSource):
         return self.source.fingerprint()
 
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> Reshaped:
-        inner = adapt(self.source, size=size, channels=channels, pretrained=pretrained)
+        inner = adapt_resolved(self.source, size=size, channels=channels, pretrained=pretrained)
         return Reshaped(inner, self.layers, self.width)
