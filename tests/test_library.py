@@ -73,8 +73,7 @@ def test_variants_keep_what_they_say_of_the_shape_of_a_data_set_of_ones_own(tmp_
     variants = {"plain": {}, "large": {"data": {"size": 24}}, "flipped": {"data.flip": True}, "grey": None}
     asked = {"run_dir": tmp_path / "run", "variants.grey.data.channels": 1}
     found = {}
-    monkeypatch.setattr(library.pipeline, "run", lambda recipes, *_, **__: found.update(recipes) or [])
-    monkeypatch.setattr(library, "finish_chosen", lambda *_: None)
+    monkeypatch.setattr(library, "run_to_the_end", lambda recipes, *_: found.update(recipes))
     monkeypatch.setattr(library, "Run", lambda folder: folder)
     for more, size in (({}, 12), ({"data.size": 16}, 16)):
         dmvae.run(tiny.RECIPE | {"variants": variants}, train=Colours(6), test=Colours(4), **asked, **more)

@@ -12,7 +12,6 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 
 from benchmarks.tortures import LIMIT, Row, attempt
 from benchmarks.tortures.processes import run
-from dmvae import cli, pipeline
+from dmvae import cli
 from dmvae.commands import shards
 from dmvae.commands.check import check
 from dmvae.datasets.image_scan import scan
@@ -30,6 +29,7 @@ from dmvae.encoders.timm import TimmEncoder
 from dmvae.evaluation.images import npz_images
 from dmvae.evaluation.reference_statistics import read_statistics
 from dmvae.runtime.weights import read_tensors
+from dmvae.tidying import tidy
 from dmvae.tokenizers.adapted import load_tokenizer
 from dmvae.training import checkpoint
 
@@ -139,7 +139,7 @@ def _misleading(out: Path, precious: Path) -> Iterator[Attack]:
     def listing() -> None:
         done = {"seconds": 1, "files": {"../../../precious": [0, 0]}}
         folder = _put(out / "stages/tokenizer-1/done.json", done).parent
-        pipeline._tidy([SimpleNamespace(folder=folder, finished=True)], verify=True)  # type: ignore[list-item]
+        tidy([folder], verify=True)
 
     def fifo() -> None:
         os.mkfifo(out / "x.png")
