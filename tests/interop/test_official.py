@@ -66,6 +66,7 @@ def test_the_commands_import_and_export(tmp_path, vae, vae_data, ep64, capsys):
     told = " ".join(capsys.readouterr().out.split())
     assert told.count("M parameters") == 2
     assert "--latent-mean 0.0685 --latent-scale 0.1763" in told, "as published, over all channels"
+    assert "it does not show that the encoder has 3 heads: import it with --encoder-heads 3" in told
 
 
 def test_an_export_tells_what_the_authors_file_does_not_hold(tmp_path, vae):

@@ -91,9 +91,12 @@ def test_a_last_layer_of_twice_the_channels_beside_projectors_is_no_file_of_sit_
 @torch.no_grad()
 def test_a_network_of_repa_s_is_exported_to_sit_s_own_code(tmp_path):
     theirs = plain(repa=True)
-    export_generator(
-        import_generator(save(tmp_path / "repa.pt", {"ema": theirs.state_dict()}), heads=3), tmp_path / "a.pt"
-    )
+    told = []
+    model = import_generator(save(tmp_path / "repa.pt", {"ema": theirs.state_dict()}), heads=3)
+    export_generator(model, tmp_path / "a.pt", say=told.append)
+    assert told == ["the file does not show that its attention has 3 heads: import it with --heads 3"]
+    same = import_generator(tmp_path / "a.pt", heads=3)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in same.state_dict().items())
     sit = plain()
     sit.load_state_dict(torch.load(tmp_path / "a.pt")["ema"])
     assert sit(*ASKED).sub(ours_of(theirs, *ASKED)).abs().max() < 1e-5

@@ -105,7 +105,7 @@ def export(command: str, arguments: list[str]) -> None:
         if known.kind == "official-vae":
             official.export_vae(known.folder, known.out, say=console.print)
         else:
-            official.export_generator(known.folder, known.out)
+            official.export_generator(known.folder, known.out, say=console.print)
         console.print(str(known.out))
     elif known.kind == "adm-samples":
         _export_samples(known.folder, known.out, prepared)

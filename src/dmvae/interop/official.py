@@ -130,7 +130,7 @@ def export_vae(autoencoder: Autoencoder | Path, file: Path, say: Callable[[str],
     """Write a tokenizer, or the one saved in a folder, as the authors' code reads it: under `vae_wo_ddp`.
 
     Tensors are written bit for bit. Their format has no place for the latents' statistics, for a spread that they are
-    drawn with, and for the number of heads; `say` is told the first two. Raises ValueError for a tokenizer of another
+    drawn with, and for an unusual number of heads; `say` is told them. Raises ValueError for a tokenizer of another
     architecture.
     """
     model = _network(autoencoder, [Autoencoder], "tokenizer")
@@ -152,25 +152,34 @@ def export_vae(autoencoder: Autoencoder | Path, file: Path, say: Callable[[str],
     state = {official_name(k): v.detach().cpu().contiguous() for k, v in weights_of(model).items()} | pixel_constants()
     with torch.device("meta"):  # only write what can be read back
         vit: Any = model.encoder.model
-        build_vae({k: v.to("meta") for k, v in state.items()}, where, heads=vit.blocks[0].attn.num_heads)
+        heads = vit.blocks[0].attn.num_heads
+        build_vae({k: v.to("meta") for k, v in state.items()}, where, heads=heads)
     write_state_dict(Path(file), "vae_wo_ddp", state)
     whole = "--latent-mean {shift_factor:.4g} --latent-scale {scaling_factor:.4g}".format_map(model.config)
     say(f"the file has no place for the latents' statistics; over all channels they are {whole}")
     if model.drawn:
         say("it has none for the spread that latents are drawn with (fixed_std) either: theirs gives means alone")
+    if heads * 64 != vit.embed_dim:
+        say(f"it does not show that the encoder has {heads} heads: import it with --encoder-heads {heads}")
 
 
-def export_generator(generator: LightningDiT | SiT | Path, file: Path) -> None:
+def export_generator(
+    generator: LightningDiT | SiT | Path, file: Path, say: Callable[[str], None] = lambda text: None
+) -> None:
     """Write a generator, or the one saved in a folder, as the authors' code reads it, or SiT's authors' code a SiT:
     under `ema`.
 
-    Tensors are written bit for bit, and `import_generator` gives the same network again. It is of normalised latents,
-    whose statistics the tokenizer keeps. Raises ValueError for a generator of another architecture.
+    Tensors are written bit for bit, and `import_generator` gives the same network again, with `heads` where a SiT has
+    others than published ones of its width, which `say` is told. It is of normalised latents, whose statistics the
+    tokenizer keeps. Raises ValueError for a generator of another architecture.
     """
     model, where = _network(generator, FLOWS, "generator"), "this generator has no form in the authors' layout"
     build: Callable[[Mapping[str, Tensor], str], nn.Module] = build_generator
     if isinstance(model, SiT):
-        state, build = sit.as_published(model), partial(build_sit, heads=model.config["heads"])
+        heads = model.config["heads"]
+        state, build = sit.as_published(model), partial(build_sit, heads=heads)
+        if sit.HEADS.get(model.config["width"]) != heads:
+            say(f"the file does not show that its attention has {heads} heads: import it with --heads {heads}")
     else:
         assert isinstance(model, LightningDiT)
         if model.config["head_width"] is not None:

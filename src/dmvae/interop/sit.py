@@ -26,6 +26,8 @@ LAST = ("final_layer.linear.weight", "final_layer.linear.bias")
 LEFT_OUT = ("projectors", "bn")
 """Parts that sampling does not need."""
 STATISTICS = ("bn.running_mean", "bn.running_var")
+HEADS = {width: heads for width, _, heads in SIZES.values()}
+"""Width of a published SiT -> the heads of its attention."""
 
 
 def config_of(shapes: Shapes, where: object, *, heads: int | None = None) -> Values:
@@ -33,15 +35,14 @@ def config_of(shapes: Shapes, where: object, *, heads: int | None = None) -> Val
     the published network of that width. Raises ValueError where the shapes do not fit together."""
     telling = {"x_embedder.proj.weight": 4, "pos_embed": 3, SIGN: 2, "y_embedder.embedding_table.weight": 2}
     (width, channels, patch, _), (_, tokens, _), (hidden, _), (rows, _) = require_shapes(shapes, telling, where)
-    known = {wide: attention for wide, _, attention in SIZES.values()}
-    if heads is None and width not in known:
+    if heads is None and width not in HEADS:
         raise ValueError(f"{where}: width {width} is of no published SiT; give the heads of its attention (--heads)")
     return {
         "in_channels": channels,
         "input_size": square(tokens, "pos_embed", where) * patch,
         "width": width,
         "depth": count(shapes, "blocks"),
-        "heads": known[width] if heads is None else heads,
+        "heads": HEADS[width] if heads is None else heads,
         "num_classes": rows - 1,
         "patch_size": patch,
         "mlp_ratio": mlp_ratio(width, hidden),
