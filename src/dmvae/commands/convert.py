@@ -102,10 +102,8 @@ def export(command: str, arguments: list[str]) -> None:
     if known.unmirrored and known.kind != "lightningdit-latents":
         raise ValueError("--unmirrored is of lightningdit-latents; leave it out")
     if known.kind in ("official-vae", "official-generator"):
-        if known.kind == "official-vae":
-            official.export_vae(known.folder, known.out, say=console.print)
-        else:
-            official.export_generator(known.folder, known.out, say=console.print)
+        write = official.export_vae if known.kind == "official-vae" else official.export_generator
+        write(known.folder, known.out, say=console.print)
         console.print(str(known.out))
     elif known.kind == "adm-samples":
         _export_samples(known.folder, known.out, prepared)

@@ -44,6 +44,7 @@ from dmvae.tokenizers.autoencoder import Autoencoder
 
 VITS = {384: ("small", 12, 6), 768: ("base", 12, 12), 1024: ("large", 24, 16)}
 """Width -> (timm's name for DINOv2's ViT of that width, depth, heads)."""
+HEAD = 64  # the width of one: of these, and of an encoder whose heads are not given
 SIGNS = {
     "encoder.model.patch_embed.proj.weight": "tokenizer",
     "bottle_neck.mlp.0.weight": "tokenizer",
@@ -159,7 +160,7 @@ def export_vae(autoencoder: Autoencoder | Path, file: Path, say: Callable[[str],
     say(f"the file has no place for the latents' statistics; over all channels they are {whole}")
     if model.drawn:
         say("it has none for the spread that latents are drawn with (fixed_std) either: theirs gives means alone")
-    if heads * 64 != vit.embed_dim:
+    if heads * HEAD != vit.embed_dim:
         say(f"it does not show that the encoder has {heads} heads: import it with --encoder-heads {heads}")
 
 
@@ -169,9 +170,8 @@ def export_generator(
     """Write a generator, or the one saved in a folder, as the authors' code reads it, or SiT's authors' code a SiT:
     under `ema`.
 
-    Tensors are written bit for bit, and `import_generator` gives the same network again, with `heads` where a SiT has
-    others than published ones of its width, which `say` is told. It is of normalised latents, whose statistics the
-    tokenizer keeps. Raises ValueError for a generator of another architecture.
+    Tensors are written bit for bit, and `import_generator` gives the same network again; `say` is told where it has to
+    be given `heads`. Statistics of latents stay in the tokenizer. Raises ValueError for another architecture.
     """
     model, where = _network(generator, FLOWS, "generator"), "this generator has no form in the authors' layout"
     build: Callable[[Mapping[str, Tensor], str], nn.Module] = build_generator
@@ -295,9 +295,9 @@ def vae_config(shapes: Shapes, where: object, *, heads: int | None) -> Values:
     patch, registers = patches[2], "encoder.model.reg_token" in shapes
     if patch & (patch - 1):
         raise ValueError(f"{where}: patch size {patch} is no power of two, so the authors' decoder does not undo it")
-    if heads is None and width % 64:
-        raise ValueError(f"{where}: encoder width {width} is no multiple of 64; give its heads (--encoder-heads)")
-    heads = width // 64 if heads is None else heads
+    if heads is None and width % HEAD:
+        raise ValueError(f"{where}: encoder width {width} is no multiple of {HEAD}; give its heads (--encoder-heads)")
+    heads = width // HEAD if heads is None else heads
     if heads < 1 or width % heads:
         raise ValueError(f"{where}: encoder width {width} does not divide by {heads} heads; correct --encoder-heads")
     # As in timm, position embeddings include the class token only if there are no registers.

@@ -142,7 +142,7 @@ class Adapter(Codec):
             with torch.no_grad():
                 posterior, out = functional_call(self, state, (images,))
             _, latent_channels, side, _ = posterior.mode().shape
-            own_size = out.shape[3]
+            given = out.shape[3]
         except Exception as error:  # foreign networks refuse a shape in any way
             raise ValueError(
                 f"{self.name} does not take images {self.channels}x{self.size}x{self.size}, or is no image autoencoder "
@@ -151,7 +151,7 @@ class Adapter(Codec):
         if out.shape[1] != self.model_channels:
             told = f"{self.name} takes {self.model_channels} image channels and gives {out.shape[1]} back"
             raise ValueError(f"{told}, which are no reconstructions; give another tokenizer")
-        stride = (self.size if self.name in RESIZING else own_size) // side
+        stride = (self.size if self.name in RESIZING else given) // side
         if stride * side != self.size:
             step = side if self.name in RESIZING else stride
             what = "the latents' side" if self.name in RESIZING else "the stride"
