@@ -16,6 +16,7 @@ from dmvae.datasets import open_dataset
 from dmvae.jobs import jobs_of
 from dmvae.pipeline import about_data
 from dmvae.recipe import load
+from dmvae.report.pipelines import write_pipelines
 from dmvae.report.run import Run
 from dmvae.runtime.hashing import digest
 from dmvae.serve import views
@@ -65,7 +66,10 @@ def test_nothing_is_sampled_of_them(finished):
     page = (folder / "report.html").read_text()
     assert 'alt="kl: samples of bee"' in page
     assert 'alt="kl: samples of ant"' not in page
-    assert "pipeline(class_labels=[1], " in (folder / "kl/pipeline/README.md").read_text()
+    card = folder / "kl/pipeline/README.md"
+    assert "pipeline(class_labels=[1], " in card.read_text()
+    write_pipelines([job for job in jobs_of(folder) if job.stage.name != "sample"], folder)
+    assert "pipeline(class_labels=[1], " in card.read_text(), "without samples, the first class that was learned"
 
 
 @pytest.mark.slow

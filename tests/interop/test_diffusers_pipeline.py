@@ -251,7 +251,7 @@ def test_a_scheduler_that_is_missing_or_does_not_fit_is_named_with_the_fix(run, 
         pipeline.scheduler = scheduler
         with pytest.raises(ValueError, match=r"prediction_type 'epsilon' where 'flow_prediction' .*; set pipeline"):
             pipeline(0)
-    without = build_pipeline(pipeline.transformer, pipeline.vae, dict(enumerate("abc")), "")
+    without = build_pipeline(pipeline.transformer, pipeline.vae, dict(enumerate("abc")))
     without.scheduler = None
     without.save_pretrained(tmp_path / "without")
     with pytest.raises(ValueError, match="it has none; set"):

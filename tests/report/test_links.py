@@ -22,6 +22,7 @@ def test_a_pipeline_s_card_is_not_written_through_links(tmp_path, monkeypatch):
     out = run_dir / "kl/pipeline"
     out.mkdir(parents=True, exist_ok=True)
     (out / "source.json").write_text(json.dumps(source))
+    (out / "model_index.json").write_text('{"id2label": {"1": "bee"}}')
     (out / "README.md").symlink_to(outside / "precious")
     monkeypatch.setattr("dmvae.report.pipelines.configs.plain", lambda recipe: {})
     _write(stages, out)

@@ -340,11 +340,11 @@ def _extras(folder: Path) -> list[Path]:
 
 
 def build_pipeline(
-    transformer: Model, vae: Tokenizer, classes: Mapping[int, str], card: str, guide: Model | None = None
+    transformer: Model, vae: Tokenizer, classes: Mapping[int, str], guide: Model | None = None
 ) -> DMVAEPipeline:
     """The pipeline, with a scheduler that takes the same Euler steps as `dmvae.flow.solver`. classes: label -> name,
     for the labels that the transformer has learned."""
     id2label = {str(label): name for label, name in classes.items()}
     scheduler = FlowMatchEulerDiscreteScheduler()
     guide = guide.eval() if guide is not None else None
-    return DMVAEPipeline(transformer.eval(), vae.eval(), scheduler, id2label, card, guide)
+    return DMVAEPipeline(transformer.eval(), vae.eval(), scheduler, id2label, guide=guide)

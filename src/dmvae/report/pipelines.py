@@ -20,7 +20,7 @@ from dmvae.report.card import card
 from dmvae.report.run import class_name
 from dmvae.runtime.console import console
 from dmvae.runtime.done import damage, read_source, require_intact, write_source
-from dmvae.runtime.files import atomic_write, within, write_text
+from dmvae.runtime.files import atomic_write, read_json, within, write_text
 from dmvae.runtime.yaml_text import as_yaml
 from dmvae.stages.sample import samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
@@ -56,11 +56,6 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
     job = stages["generator"]
     source = source_of(stages)
     asked = generators_of(stages)
-    recipe = as_yaml(configs.plain(job.recipe))
-    samples = _samples(stages)
-    pictures, shows = _pictures(stages, samples) if samples else ({}, {})
-    first = int(samples["labels"][0]) if samples else 0
-    text = card(job, stages, recipe, shows, first)
     there = read_source(out) or {}
     if other_source(there, source) or damage(out, there):
         from dmvae.interop.pipeline import build_pipeline  # diffusers' pipelines take two seconds
@@ -92,8 +87,13 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
         learned = LatentSet(stages["latents"].folder / "latents").labels.unique().tolist()
         classes = {label: names[label] for label in learned}
         with atomic_write(out) as part:
-            build_pipeline(transformer, vae, classes, text, guide).save_pretrained(part)
+            build_pipeline(transformer, vae, classes, guide).save_pretrained(part)
             write_source(part, source)
+    recipe, samples = as_yaml(configs.plain(job.recipe)), _samples(stages)
+    pictures, shows = _pictures(stages, samples) if samples else ({}, {})
+    learned = map(int, read_json(out / "model_index.json", dict)["id2label"])
+    first = int(samples["labels"][0]) if samples else min(learned)
+    text = card(job, stages, recipe, shows, first)
     for name, content in (("README.md", text), ("recipe.yaml", recipe), ("pipeline.py", CODE)):
         write_text(out / name, content)
     for name, picture in pictures.items():
