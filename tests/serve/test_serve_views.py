@@ -119,7 +119,7 @@ def test_what_the_generator_was_never_taught_is_refused_as_by_the_stage(folder, 
     monkeypatch.setitem(folder.run.recipes, "kl", recipe)
     asked = {"count": 1, "steps": 1, "seed": 0, "sampler": "euler"}
     for label, guidance in refused:
-        with pytest.raises(ValueError, match=rf"label_dropout: {dropped:g} taught kl's generator no velocity with"):
+        with pytest.raises(ValueError, match=rf"label_dropout: {dropped:g} taught this generator no velocity with"):
             views.samples(folder, "kl", label, guidance=guidance, **asked)
     for label, guidance in drawn:
         assert list(views.samples(folder, "kl", label, guidance=guidance, **asked))[-1]["images"]

@@ -31,6 +31,19 @@ def require_channels(channels: int | None, there: int) -> None:
         )
 
 
+def require_taught(dropped: float | None, labelled: bool, unlabelled: bool) -> None:
+    """Raise ValueError where a generator is asked for velocities with a label, or without one, that its training with
+    this `label_dropout` (None: unknown) has not taught it: images would come all the same."""
+    if dropped == 0 and unlabelled:
+        raise ValueError(
+            "label_dropout: 0 taught this generator no velocity without a label; ask for a class, and guidance 1"
+        )
+    if dropped == 1 and labelled:
+        raise ValueError(
+            "label_dropout: 1 taught this generator no velocity with a label; ask for no class, or guidance 0"
+        )
+
+
 def guided(
     velocity: Velocity,
     scale: float,

@@ -20,6 +20,7 @@ from dmvae.config import Values
 from dmvae.evaluation.interpolation import slerp
 from dmvae.evaluation.metrics import figures
 from dmvae.evaluation.pairs import psnr
+from dmvae.flow.guidance import require_taught
 from dmvae.flow.samplers import Sampler, Sampling
 from dmvae.jobs import Job
 from dmvae.models.velocity import VelocityModel
@@ -193,11 +194,7 @@ def samples(
     guide = folder.guide(method)
     dropped = folder.run.recipes[method].section("generator").label_dropout
     unlabelled = label is None or (guidance != 1 and guide is None and isinstance(generator, VelocityModel))
-    told = f"generator.label_dropout: {dropped:g} taught {method}'s generator no velocity"
-    if dropped == 0 and unlabelled:  # images would come all the same; the stage `sample` refuses them too
-        raise ValueError(f"{told} without a label; ask for a class, and guidance 1")
-    if dropped == 1 and label is not None and guidance != 0:
-        raise ValueError(f"{told} with a label; ask for no class, or guidance 0")
+    require_taught(dropped, label is not None and guidance != 0, unlabelled)  # as the stage `sample` refuses them
     if label is None:
         label = generator.config.num_classes
     elif label not in learned:
