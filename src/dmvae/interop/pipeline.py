@@ -33,7 +33,7 @@ from dmvae.ranges import Guidance, SamplerSteps
 from dmvae.runtime.done import require_intact
 from dmvae.runtime.words import few
 from dmvae.spelling import nearest
-from dmvae.tokenizers.adapted import HUB_ID, AdaptedTokenizer
+from dmvae.tokenizers.adapted import HUB_ID, AdaptedTokenizer, require_scaled
 from dmvae.tokenizers.autoencoder import Autoencoder
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class DMVAEPipeline(DiffusionPipeline):
     id2label: label as text -> class name. card: text of the model card that is saved beside the weights. guide: a
     weaker network that guides in place of the transformer without a label (autoguidance).
 
-    Raises ValueError where the transformer's latents are not the tokenizer's.
+    Raises ValueError where the transformer's latents are not the tokenizer's, or nothing says how they are scaled.
     """
 
     __module__ = "dmvae"
@@ -77,8 +77,7 @@ class DMVAEPipeline(DiffusionPipeline):
         guide: LightningDiT | SiT | DiTDH | Model | None = None,
     ):
         super().__init__()
-        if not hasattr(vae, "denormalize"):
-            raise ValueError(f"vae: {type(vae).__name__} is none of ours; docs/diffusers.md: adapt, set_statistics")
+        require_scaled(vae)
         channels, side = transformer.config.in_channels, transformer.config.input_size
         if (channels, side) != (vae.config.latent_channels, vae.latent_size):
             raise ValueError(

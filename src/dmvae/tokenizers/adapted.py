@@ -164,6 +164,7 @@ def adapt_resolved(source: TokenizerSource, *, size: int, channels: int, pretrai
     model = AdaptedTokenizer(source=configs.plain(source), image_size=size, in_channels=channels)
     if pretrained:
         model.network = _built(source, size, channels, pretrained=True)
+    model.unscaled = True
     return model
 
 
@@ -212,6 +213,27 @@ def normalisation_of(model: Tokenizer) -> Normalisation | None:
     if isinstance(inner := getattr(network, "model", None), Tokenizer):
         return normalisation_of(inner)
     return getattr(network, "normalisation", None)
+
+
+def require_scaled(model: object) -> None:
+    """Raise ValueError unless a generator's latents can be decoded by the model: for none of ours, and for one fresh
+    from `adapt` whose generators know its latents scaled."""
+    if not hasattr(model, "denormalize"):
+        raise ValueError(f"vae: {type(model).__name__} is none of ours; docs/diffusers.md: adapt, set_statistics")
+    if not isinstance(model, AdaptedTokenizer) or not model.unscaled:
+        return
+    known = normalisation_of(model)
+    if known is None and model.config["source"]["type"] == "vavae":
+        raise ValueError(
+            "vae: generators know a checkpoint's latents scaled, and it does not say how; give the numbers that came "
+            "with the generator: vae.set_statistics(mean, std), docs/diffusers.md"
+        )
+    if known is not None and bool((known.mean != 0).any() or (known.std != 1).any()):
+        raise ValueError(
+            "vae: nothing says how the generator's latents are scaled. As the tokenizer's files have it: "
+            "vae.set_statistics(*dmvae.tokenizers.adapted.normalisation_of(vae)); not at all: "
+            "vae.set_statistics(torch.zeros(C), torch.ones(C)); docs/diffusers.md"
+        )
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:

@@ -1,0 +1,51 @@
+"""A pipeline of somebody's tokenizer and generator, put together by hand: latents are decoded at their scale or not at
+all."""
+
+import foreign
+import pytest
+import torch
+
+from dmvae import DMVAEPipeline, LightningDiT
+from dmvae import config as configs
+from dmvae.tokenizers import TokenizerSource
+from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt, normalisation_of
+
+
+def fresh(kind: str, folder) -> AdaptedTokenizer:
+    source = configs.read(TokenizerSource, foreign.source(kind, folder), "")
+    return adapt(source, size=16, channels=3, pretrained=True)
+
+
+def joined(vae) -> DMVAEPipeline:
+    shape = {"in_channels": vae.config["latent_channels"], "input_size": vae.latent_size}
+    return DMVAEPipeline(LightningDiT(**shape, num_classes=2, width=16, depth=1, heads=2), vae)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("AutoencoderKL", r"vae: nothing says how .* scaled\. .*set_statistics\(\*.*normalisation_of\(vae\)\)"),
+        ("vavae", r"vae: .* a checkpoint's latents scaled, and it does not say how; .*set_statistics\(mean, std\)"),
+    ],
+)
+def test_latents_whose_scale_nobody_set_are_refused(tmp_path, kind, message):
+    vae = fresh(kind, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        joined(vae)
+    channels = vae.config["latent_channels"]
+    vae.set_statistics(torch.zeros(channels), torch.ones(channels))  # on purpose
+    joined(vae)
+    vae.save_pretrained(tmp_path / "saved")
+    joined(AdaptedTokenizer.from_pretrained(tmp_path / "saved"))
+
+
+def test_the_numbers_that_the_error_names_scale_as_diffusers_does(tmp_path):
+    vae = fresh("AutoencoderKL", tmp_path)
+    vae.set_statistics(*normalisation_of(vae))
+    z = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(joined(vae).vae.denormalize(z), z / 0.18215)
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderTiny", "identity"])
+def test_raw_latents_need_no_scale(tmp_path, kind):
+    joined(fresh(kind, tmp_path))
