@@ -106,6 +106,23 @@ def test_a_pull_in_half_precision_is_not_lost_before_the_trainer_scales_it(name)
     assert (pulls[1] - pulls[0]).norm() < 0.001 * pulls[0].norm()
 
 
+@pytest.mark.parametrize("name", ["velocity_gap", "loss_difference"])
+def test_a_pull_through_networks_under_autocast_to_float16_is_not_lost(name):
+    weights = Random("w").normal(4, 4, 1, 1), Random("w").normal(4, 4, 1, 1) + 0.01
+
+    def velocity(weight):
+        return lambda z_t, t, labels: torch.nn.functional.conv2d(z_t, weight)
+
+    pulls = []
+    for half in (False, True):
+        z = Random("z").normal(64, 4, 32, 32).requires_grad_()
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            objective, context = find(Matching, name)(), Context(Random(0), 3)
+            loss, _ = objective.loss(z, torch.arange(64) % 3, *map(velocity, weights), context)
+        pulls.append(torch.autograd.grad(loss, z)[0])
+    assert (pulls[1] - pulls[0]).norm() < 0.05 * pulls[0].norm()
+
+
 class Learned:
     """A reference whose samples come out of a network that trains, and are kept."""
 

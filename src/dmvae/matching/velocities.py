@@ -108,9 +108,12 @@ def at_latents(value: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     with torch.enable_grad():
         at = z.detach().requires_grad_()
         found = value(at)
+        # Under autocast to float16 a network's own gradients underflow in a mean over many elements, before a trainer's
+        # GradScaler sees any. A power of two changes no digit of the others.
+        scale = 2.0 ** z.numel().bit_length()
         with full_precision(z):  # autocast would cast the products of this backward pass too
-            (pull,) = torch.autograd.grad(found, at)
-    return found.detach() + (pull * (z - z.detach())).sum()
+            (pull,) = torch.autograd.grad(scale * found, at)
+    return found.detach() + (pull / scale * (z - z.detach())).sum()
 
 
 def binned(values: Tensor, t: Tensor) -> dict[str, Tensor]:
