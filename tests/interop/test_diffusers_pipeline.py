@@ -242,6 +242,21 @@ def test_another_scheduler_that_takes_sigmas_solves_the_same_equation(pipeline, 
     assert off["UniPCMultistepScheduler"] < 0.5 * off["FlowMatchEulerDiscreteScheduler"] < 0.02
 
 
+@pytest.mark.parametrize(
+    ("dropped", "refused", "drawn"),
+    [(0.0, [([0, None], 1.0), ([0], 2.0)], [([0], 1.0)]), (1.0, [([0, None], 1.0)], [([None], 2.0), ([0], 0.0)])],
+)
+def test_velocities_that_a_run_s_generator_was_not_taught_are_refused(pipeline, dropped, refused, drawn):
+    assert pipeline.transformer.config["_label_dropout"] == 0.1  # the recipe's
+    pipeline.transformer.register_to_config(_label_dropout=dropped)
+    draw = partial(pipeline, num_inference_steps=1, output_type="latent")
+    for labels, scale in refused:
+        with pytest.raises(ValueError, match=rf"label_dropout: {dropped:g} taught this generator no velocity with"):
+            draw(labels, guidance_scale=scale)
+    for labels, scale in drawn:
+        assert draw(labels, guidance_scale=scale).images.isfinite().all()
+
+
 def test_a_scheduler_that_is_missing_or_does_not_fit_is_named_with_the_fix(run, pipeline, tmp_path):
     pipeline.scheduler = DDIMScheduler()
     with pytest.raises(ValueError, match=r"DDIMScheduler takes no sigmas; set .*FlowMatchEulerDiscreteScheduler"):

@@ -69,7 +69,7 @@ def test_a_snapshot_guides_the_stage_and_the_pipeline_alike(tmp_path):
         ).images
         drawn[name] = (found * 255).round().byte()
         assert (drawn[name].int() - images[name, 3].int()).abs().max() <= 1
-        assert ("guidance_channels=2" in pipe.card) == (name == "some")
+        assert (b"guidance_channels=2" in pipe.extras["README.md"]) == (name == "some")
     assert pipe.guide.config.num_classes == 3
     kept = load_generator(run_dir / "guided/generator/snapshots/step-00000002/generator")
     weights = pipe.guide.state_dict()

@@ -22,7 +22,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from dmvae import config as configs
 from dmvae.config import Values
 from dmvae.datasets.pixels import to_uint8
-from dmvae.flow.guidance import Velocity, guided, require_channels
+from dmvae.flow.guidance import Velocity, guided, require_channels, require_taught
 from dmvae.flow.samplers import SamplerConfig, Sampling, time_grid
 from dmvae.flow.solver import trajectory
 from dmvae.models.base import Model, Tokenizer
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 OUTPUTS = ("pil", "np", "pt", "latent")
-CARD = "README.md"
 HUB = ("revision", "cache_dir", "token", "force_download", "local_files_only")
 """Options of `from_pretrained` that are passed on to the hub's client."""
 
@@ -50,8 +49,8 @@ class DMVAEPipeline(DiffusionPipeline):
 
     transformer: LightningDiT, SiT, DiTDH or another velocity network. vae: a tokenizer with `decode` and `denormalize`.
     scheduler: a diffusers scheduler for flow matching that takes `sigmas`, such as FlowMatchEulerDiscreteScheduler.
-    id2label: label as text -> class name. card: text of the model card that is saved beside the weights. guide: a
-    weaker network that guides in place of the transformer without a label (autoguidance).
+    id2label: label as text -> class name. guide: a weaker network that guides in place of the transformer without a
+    label (autoguidance). extras: the files beside a loaded one's weights, as the model card, which are saved with it.
 
     Raises ValueError where the transformer's latents are not the tokenizer's, or nothing says how they are scaled.
     """
@@ -73,7 +72,6 @@ class DMVAEPipeline(DiffusionPipeline):
         vae: Autoencoder | AdaptedTokenizer | Tokenizer,
         scheduler: Any = None,
         id2label: dict[str, str] | None = None,
-        card: str | None = None,
         guide: LightningDiT | SiT | DiTDH | Model | None = None,
     ):
         super().__init__()
@@ -86,12 +84,11 @@ class DMVAEPipeline(DiffusionPipeline):
             )
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler, guide=guide)
         self.register_to_config(id2label=id2label or {})
-        self.card = card
         self.extras: dict[str, bytes] = {}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: object) -> Self:
-        """As diffusers' own, from a folder or a hub id, together with the model card. Raises ValueError where there is
+        """As diffusers' own, from a folder or a hub id, together with its `extras`. Raises ValueError where there is
         no pipeline, and for a run's pipeline whose files have changed."""
         if kwargs.get("device_map") is None:  # our models are built in memory, see dmvae.models.base
             kwargs = {"low_cpu_mem_usage": False} | kwargs
@@ -106,22 +103,18 @@ class DMVAEPipeline(DiffusionPipeline):
             how = f"did you mean {near}?" if near.is_dir() else "give a folder such as RUN/VARIANT/pipeline"
             raise ValueError(f"{folder}: no pipeline is here: no model_index.json; {how}")
         pipeline = super().from_pretrained(str(require_intact(folder)), **kwargs)
-        card = folder / CARD
-        pipeline.card = card.read_text() if card.is_file() else None
-        pipeline.extras = {str(file.relative_to(card.parent)): file.read_bytes() for file in _extras(card.parent)}
+        pipeline.extras = {str(file.relative_to(folder)): file.read_bytes() for file in _extras(folder)}
         return pipeline
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         super().save_pretrained(save_directory, *args, **kwargs)
-        self._write_card(save_directory)
+        self._write_extras(save_directory)
 
     def _upload_folder(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> object:
-        self._write_card(working_dir)  # replaces the empty card that diffusers has just written
+        self._write_extras(working_dir)  # replaces the empty card that diffusers has just written
         return super()._upload_folder(working_dir, *args, **kwargs)
 
-    def _write_card(self, folder: str | os.PathLike[str]) -> None:
-        if self.card:
-            (Path(folder) / CARD).write_text(self.card)
+    def _write_extras(self, folder: str | os.PathLike[str]) -> None:
         for name, content in self.extras.items():
             path = Path(folder) / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,9 +162,9 @@ class DMVAEPipeline(DiffusionPipeline):
                 `pipeline.scheduler` takes the steps; the other samplers take their own.
 
         Raises:
-            ValueError: a label that the network does not have, or none at all; a number out of its range; an unknown
-                option, or one that the method does not read; generators or noise for another number of labels; no
-                fitting scheduler.
+            ValueError: a label that the network does not have, or none at all; a velocity that a run's generator was
+                not taught (`label_dropout` 0 or 1); a number out of its range; an unknown option, or one that the
+                method does not read; generators or noise for another number of labels; no fitting scheduler.
         """
         if output_type not in OUTPUTS:
             raise ValueError(f"output_type {output_type!r} is not one of {', '.join(OUTPUTS)}")
@@ -191,7 +184,7 @@ class DMVAEPipeline(DiffusionPipeline):
             raise ValueError(f"latents of shape {list(latents.shape)}, expected {list(shape)}")
         else:
             z = latents.to(device, torch.float32)
-        velocity = self._guided(settings)
+        velocity = self._guided(settings, labels)
         self.interrupt = False
         if settings.method == "euler":
             z = self._scheduled(velocity, z, labels, settings, callback_on_step_end)
@@ -237,11 +230,14 @@ class DMVAEPipeline(DiffusionPipeline):
         if called_back:
             raise ValueError(f"callback_on_step_end: only with method 'euler', not {settings.method!r}; leave it out")
 
-    def _guided(self, settings: Sampling) -> Velocity:
+    def _guided(self, settings: Sampling, labels: Tensor) -> Velocity:
         own = partial(self._velocity, self.transformer)
         guide = partial(self._velocity, self.guide) if self.guide is not None else None
         config, channels = self.transformer.config, settings.guidance_channels
         require_channels(channels, config.in_channels)
+        none, scale = labels == config.num_classes, settings.guidance
+        itself = scale != 1 and guide is None
+        require_taught(config.get("_label_dropout"), scale != 0 and not none.all(), itself or bool(none.any()))
         return guided(own, settings.guidance, config.num_classes, settings.guidance_interval, guide, channels)
 
     def _velocity(self, network: Model, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -333,8 +329,13 @@ def _require_generators(given: object, count: int) -> None:
 
 
 def _extras(folder: Path) -> list[Path]:
-    """Files beside a pipeline's card that are saved with it: the recipe, the code for diffusers, pictures."""
-    files = [folder / "recipe.yaml", folder / "pipeline.py", *sorted(folder.glob("pictures/*.png"))]
+    """The files that a run leaves beside a pipeline's parts: model card, recipe, the code for diffusers, pictures."""
+    files = [
+        folder / "README.md",
+        folder / "recipe.yaml",
+        folder / "pipeline.py",
+        *sorted(folder.glob("pictures/*.png")),
+    ]
     return [file for file in files if file.is_file()]
 
 
@@ -346,4 +347,4 @@ def build_pipeline(
     id2label = {str(label): name for label, name in classes.items()}
     scheduler = FlowMatchEulerDiscreteScheduler()
     guide = guide.eval() if guide is not None else None
-    return DMVAEPipeline(transformer.eval(), vae.eval(), scheduler, id2label, guide=guide)
+    return DMVAEPipeline(transformer.eval(), vae.eval(), scheduler, id2label, guide)

@@ -74,8 +74,9 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
                 return None
         assert isinstance(transformer, VelocityModel)
         assert guide is None or isinstance(guide, VelocityModel)
-        # manifests of measured samples need it
-        transformer.register_to_config(_ema=job.recipe.section("generator").ema)
+        taught = job.recipe.section("generator")
+        # for manifests of measured samples, and so that the pipeline refuses velocities that nobody was taught
+        transformer.register_to_config(_ema=taught.ema, _label_dropout=taught.label_dropout)
         vae = load_tokenizer(stages["latents"].folder / "autoencoder")
         try:
             names = open_dataset(job.recipe.data, "train").classes
