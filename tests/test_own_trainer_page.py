@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 import tiny
+from dmvae.flow.samplers import Sampling
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.losses.alignment.pointwise import Pointwise
 from dmvae.losses.alignment.repa_e import RepaE
@@ -46,7 +48,13 @@ def test_the_page_s_functions_bring_in_samples_a_generator_and_an_alignment():
     there["transport"](z, labels, reference, rng, 3)[0].backward()
     assert (z.grad.mean((0, 2, 3)) < 0).all(), "descent goes to the samples"
     model = FlowModelConfig(width=16, depth=1, heads=2)
-    assert there["sampled"](model.build(shape, 3), shape, labels, rng).shape == z.shape
+    network = model.build(shape, 3)
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, std=0.2)  # a new one says 0
+    found = there["sampled"](AveragedModel(network).eval(), shape, labels, 3, rng.manual_seed(1))
+    noise = torch.randn(32, *shape, generator=rng.manual_seed(1))
+    assert torch.equal(found, network.sample(noise, labels, Sampling(steps=50, guidance=2.0)))
+    assert not torch.equal(found, noise)
     for alignment in (Pointwise(), RepaE(model=model, width=8)):
         projection, z.grad = alignment.projection(shape, 3, 6), None
         features = Random("f").normal(32, 6, 4, 4)

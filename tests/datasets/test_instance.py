@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import dmvae
 import tiny
 from dmvae.checks import problems
 from dmvae.datasets.instance import Instance, offer
@@ -150,6 +151,11 @@ def test_sets_that_name_classes_differently_are_told():
         ValueError, match=r"train and test differ \(cat, dog, owl; dog, owl\), so a label would mean two"
     ):
         offer(train, test)
+
+
+def test_a_recipe_of_the_type_without_data_sets_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"call dmvae\.run there, with train= and test="):
+        dmvae.run(tiny.write(tmp_path, data={"type": "instance", "size": 16}))
 
 
 def test_random_transforms_are_told():

@@ -34,6 +34,14 @@ def extractor():
     return parse_features(FEATURES).build()
 
 
+def test_what_is_no_source_of_images_and_no_list_of_extractors_is_told(extractor):
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="images: a Tensor is no source; give TensorImages"):
+        features_of([extractor], images, 4, "images")
+    with pytest.raises(ValueError, match="extractors: give a list"):
+        features_of(extractor, TensorImages(images), 4, "images")
+
+
 def sets(extractor, data, batch_size=16):
     return [features_of([extractor], TensorImages(x, y), batch_size, "images")[0] for x, y in data]
 

@@ -151,3 +151,16 @@ def test_under_autocast_its_slopes_have_all_their_digits():
             pull = torch.autograd.grad(Adversarial().loss(at, labels, None, critic, context)[0], at)
         found.append([log["critic/slope"], *pull, *torch.autograd.grad(loss, list(critic.parameters()))])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_critic_in_torch_compile_has_its_penalty_too():
+    losses = []
+    for wrapped in (lambda critic: critic, lambda critic: torch.compile(critic, backend="aot_eager")):
+        torch.manual_seed(0)
+        critic = Adversarial(width=8, depth=1).new_student(SHAPE, CLASSES, None, FlowModelConfig())
+        context = Context(Random(0), CLASSES, reference=Gaussian(SHAPE, CLASSES, 1.0))
+        z, labels = Random("z").normal(8, *SHAPE), torch.arange(8) % CLASSES
+        loss, _ = Adversarial(width=8, depth=1).student_loss(wrapped(critic), z, labels, context)
+        loss.backward()
+        losses.append(torch.stack([loss.detach(), critic.embed.weight.grad.norm()]))
+    assert torch.equal(*losses)

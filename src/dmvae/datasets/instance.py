@@ -88,12 +88,15 @@ def _known_labels(data: Pairs) -> list[int] | None:
 class Instance(DatasetConfig):
     """Items (image, label): PIL images, arrays [h, w, c] or tensors [c, h, w], uint8 or float in [0, 1]."""
 
-    key: str
+    key: str = ""
     """What `offer` returned."""
 
     def build(self, split: Split) -> InstanceDataset:
         if f"{self.key} {split}" not in _offered:
-            raise ValueError("data: this data set lives in the program that made it; call dmvae.run there again")
+            raise ValueError(
+                "data: data of the type instance live in the program that made them; call dmvae.run there, with train= "
+                "and test="
+            )
         return InstanceDataset(self, split)
 
 

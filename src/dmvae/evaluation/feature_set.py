@@ -99,7 +99,15 @@ def features_of(
     extractors: Sequence[Extractor], images: Images, batch_size: int, title: str, kept: Path | None = None
 ) -> list[FeatureSet]:
     """The features of images in several spaces, in one pass. Images are held a batch at a time, but all features are in
-    memory: 1 GB for 50,000 images in Inception's. All ranks must call; all get the whole. kept: see `over_images`."""
+    memory: 1 GB for 50,000 images in Inception's. All ranks must call; all get the whole. kept: see `over_images`.
+    Raises ValueError for an extractor in place of a list of them, and for images that are no source."""
+    if isinstance(extractors, Extractor):
+        raise ValueError("extractors: give a list of them, [extractor]")
+    if not hasattr(images, "batches"):
+        raise ValueError(
+            f"images: a {type(images).__name__} is no source; give TensorImages, FolderImages or DatasetImages of "
+            "dmvae.evaluation.images"
+        )
     rows = over_images(images, batch_size, partial(heads_of, extractors), title, kept) if extractors else {}
     return sets_of(rows, extractors, images, images.labels)
 
