@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
@@ -197,7 +198,7 @@ def maps(run: Run, file: Path) -> None:
     for places, row in zip(grid, rows, strict=True):
         for axes, (cloud, group) in zip(places, row, strict=False):
             axes.imshow(np.asarray(latent_map.draw(cloud, group, palette).resize((340, 340))))
-            axes.set_title(cloud.title, fontsize=8)
+            axes.set_title(textwrap.fill(cloud.title, 30), fontsize=8)
     figure.savefig(file)
     print(file)
 

@@ -29,6 +29,13 @@ def test_each_seed_is_a_variant_of_its_own(tmp_path):
     assert list(load(tiny.write(tmp_path, seeds=[3, 4]))) == ["matched@3", "matched@4", "kl@3", "kl@4"]
 
 
+def test_seeds_asked_of_one_variant_leave_the_others_theirs(tmp_path):
+    path = tiny.write(tmp_path, seeds=[0, 1])
+    assert list(load(path, {"seeds.kl": [5]})) == ["matched@0", "matched@1", "kl@5"]
+    assert list(load(path, {"seeds": [2]})) == ["matched@2", "kl@2"]
+    assert list(load(path, {"seeds": None})) == ["matched", "kl"]
+
+
 @pytest.mark.parametrize(
     ("asked", "planned"),
     [

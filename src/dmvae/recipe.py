@@ -209,6 +209,8 @@ def _asked(values: Values, asked: Values) -> tuple[Values, Values, object, Value
     for name in own:
         if name not in variants:
             raise ValueError(f"variants.{name}: the recipe has no variant {name!r}{nearest(name, variants)}")
+    if isinstance(seeds, list) and "seeds" not in split["seeds"]:  # --seeds.NAME leaves the others theirs
+        seeds = dict.fromkeys(variants, seeds)
     seeds = configs.merge({"seeds": seeds}, split["seeds"])["seeds"]
     for name, place in ((None, "seed"), *((name, f"variants.{name}.seed") for name in own)):
         given = "seed" in (options if name is None else own[name] or {})

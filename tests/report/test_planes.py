@@ -138,6 +138,20 @@ def test_every_method_has_a_cloud_by_the_first_of_its_seeds_that_was_measured():
     assert clouds_of(["m@0", "m@1"], second, seeds={"m@1": 1}) == [("reference", None), ("m@1", "reference")]
 
 
+def test_methods_that_differ_in_their_generators_alone_share_a_panel():
+    """They had one each, of different images of the same latents, which looked like different latents."""
+    z = torch.randn(40, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    own = {"map_latents": z.flatten(1), "map_labels": torch.zeros(40, dtype=torch.int64)}
+    names = ["small", "other", "large"]
+    run = SimpleNamespace(
+        variants=names,
+        recipes={name: SimpleNamespace(seed=0, data="x") for name in names},
+        folders=lambda stage: {"small": "a", "other": "b", "large": "a"} if stage == "latents" else {},
+        tensors=lambda stage, name: dict.fromkeys(names, own) if stage == "evaluate" else {},
+    )
+    assert [(c.variant, c.title) for c in latent_map.clouds_of(run)] == [("small", "small, large"), ("other", "other")]
+
+
 def test_latents_of_other_data_are_not_set_beside_a_reference_that_they_never_had():
     z = torch.randn(40, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     labels = torch.zeros(40, dtype=torch.int64)

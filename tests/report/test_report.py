@@ -289,3 +289,8 @@ def test_others_that_have_one_value_are_told_by_it():
     assert "22.00 dB, against 21.00 for the others" in table._compare(run, "psnr", "Of the copies, those of")
     rows["d"]["psnr"] = 20.0
     assert "against 21.00 to 20.00 for the others" in table._compare(run, "psnr", "Of the copies, those of")
+
+
+def test_on_paper_no_column_is_hidden_behind_a_scroll_bar():
+    css = Path(latent_map.__file__).with_name("page.css").read_text()
+    assert ".scroll { overflow: visible;" in css.partition("@media print")[2]

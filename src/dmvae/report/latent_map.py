@@ -70,8 +70,10 @@ def latent_map(run: Run) -> str:
 
 
 def clouds_of(run: Run) -> list[Cloud]:
-    """The clouds of the references, each once, then of the methods, each for its first seed only."""
-    folders = run.folders("reference")
+    """The clouds of the references, each once, then of the methods, each for its first seed only, and together where
+    they have the same latents, as those that differ in their generators: their panels would show other images of one
+    cloud, and look like two."""
+    folders, encoded = run.folders("reference"), run.folders("latents")
     statistics = run.tensors("latents", f"latents/{STATISTICS}")
     pictures = {v: t for v, t in run.tensors("evaluate", "pictures.safetensors").items() if "map_latents" in t}
     maps = {v: t for v, t in run.tensors("reference", "map.safetensors").items() if {"latents", "labels"} <= t.keys()}
@@ -89,15 +91,23 @@ def clouds_of(run: Run) -> list[Cloud]:
             latents, labels = normalised(z, z).flatten(1).numpy(), tensors["labels"].numpy()
             references[key] = Cloud(title, variant, latents, labels, is_reference=True)
     clouds = list(references.values())
+    together: dict[object, list[str]] = {}
     for variant, tensors in pictures.items():
         if variant not in first.values():
             continue
         fellows = (r for r in references.values() if run.recipes[r.variant].data == run.recipes[variant].data)
         own = references.get(str(folders.get(variant)), next(fellows, None))
+        names = together.setdefault((encoded.get(variant, variant), id(own)), [])
+        names.append(variant)
+        if len(names) > 1:
+            continue
         z, labels = tensors["map_latents"].float(), tensors["map_labels"].numpy()
         if variant in statistics:
             z = _as_encoded(z, **statistics[variant])
         clouds.append(Cloud(variant, variant, z.numpy(), labels, own))
+    titles = {names[0]: few(names, 3) for names in together.values()}
+    for cloud in clouds[len(references) :]:
+        cloud.title = titles[cloud.variant]
     return [cloud for cloud in clouds if len(cloud.latents) > 2]
 
 
@@ -233,6 +243,8 @@ def _note(cloud: Cloud, group: list[Cloud]) -> str:
 
 def _text(clouds: list[Cloud]) -> str:
     text = "<p>A point is the latent of one image, its colour the image's class. "
+    if sum(not cloud.is_reference for cloud in clouds) > 1:
+        text += "Methods show different images, where there are enough. "
     if any(cloud.reference for cloud in clouds):
         text += (
             "The <b>reference</b> is the distribution that matching aims at; it is drawn again in grey behind every "

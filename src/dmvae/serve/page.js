@@ -74,8 +74,7 @@ async function map() {
   const names = Object.fromEntries(classes.map((c) => [c.label, c.name]));
   const views = panels.map((panel) => {
     const canvas = make("canvas");
-    const title = panel.reference ? panel.title : panel.method;
-    const figure = make("figure", { className: "panel" }, make("figcaption", {}, title), canvas);
+    const figure = make("figure", { className: "panel" }, make("figcaption", {}, panel.title), canvas);
     return { panel, canvas, figure };
   });
   const planes = [...new Set(panels.map((panel) => panel.plane))];
