@@ -235,9 +235,10 @@ class DMVAEPipeline(DiffusionPipeline):
         guide = partial(self._velocity, self.guide) if self.guide is not None else None
         config, channels = self.transformer.config, settings.guidance_channels
         require_channels(channels, config.in_channels)
-        none, scale = labels == config.num_classes, settings.guidance
-        itself = scale != 1 and guide is None
-        require_taught(config.get("_label_dropout"), scale != 0 and not none.all(), itself or bool(none.any()))
+        unlabelled, scale = labels == config.num_classes, settings.guidance
+        guides_itself = scale != 1 and guide is None  # by its velocity without a label
+        dropped = config.get("_label_dropout")
+        require_taught(dropped, scale != 0 and not unlabelled.all(), guides_itself or bool(unlabelled.any()))
         return guided(own, settings.guidance, config.num_classes, settings.guidance_interval, guide, channels)
 
     def _velocity(self, network: Model, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -330,12 +331,8 @@ def _require_generators(given: object, count: int) -> None:
 
 def _extras(folder: Path) -> list[Path]:
     """The files that a run leaves beside a pipeline's parts: model card, recipe, the code for diffusers, pictures."""
-    files = [
-        folder / "README.md",
-        folder / "recipe.yaml",
-        folder / "pipeline.py",
-        *sorted(folder.glob("pictures/*.png")),
-    ]
+    names = ("README.md", "recipe.yaml", "pipeline.py")
+    files = [*(folder / name for name in names), *sorted(folder.glob("pictures/*.png"))]
     return [file for file in files if file.is_file()]
 
 
