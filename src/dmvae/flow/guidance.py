@@ -31,14 +31,20 @@ def require_channels(channels: int | None, there: int) -> None:
         )
 
 
-def require_taught(dropped: float | None, labelled: bool, unlabelled: bool) -> None:
-    """Raise ValueError where a generator is asked for velocities with a label, or without one, that its training with
-    this `label_dropout` (None: unknown) has not taught it: images would come all the same."""
-    if dropped == 0 and unlabelled:
+def require_taught(
+    dropped: float | None, scale: float, *, labelled: bool, unlabelled: bool, guides_itself: bool
+) -> None:
+    """Raise ValueError where a generator is asked for velocities that its training with this `label_dropout` (None:
+    unknown) has not taught it: images would come all the same.
+
+    labelled, unlabelled: whether images of a class, and of none, are asked for, with guidance of this scale.
+    guides_itself: whether it would be by the generator's own velocity without a label.
+    """
+    if dropped == 0 and (unlabelled or (scale != 1 and guides_itself)):
         raise ValueError(
             "label_dropout: 0 taught this generator no velocity without a label; ask for a class, and guidance 1"
         )
-    if dropped == 1 and labelled:
+    if dropped == 1 and labelled and scale != 0:
         raise ValueError(
             "label_dropout: 1 taught this generator no velocity with a label; ask for no class, or guidance 0"
         )

@@ -235,10 +235,9 @@ class DMVAEPipeline(DiffusionPipeline):
         guide = partial(self._velocity, self.guide) if self.guide is not None else None
         config, channels = self.transformer.config, settings.guidance_channels
         require_channels(channels, config.in_channels)
-        unlabelled, scale = labels == config.num_classes, settings.guidance
-        guides_itself = scale != 1 and guide is None  # by its velocity without a label
-        dropped = config.get("_label_dropout")
-        require_taught(dropped, scale != 0 and not unlabelled.all(), guides_itself or bool(unlabelled.any()))
+        none, dropped = labels == config.num_classes, config.get("_label_dropout")
+        asked = {"labelled": not none.all(), "unlabelled": bool(none.any()), "guides_itself": guide is None}
+        require_taught(dropped, settings.guidance, **asked)
         return guided(own, settings.guidance, config.num_classes, settings.guidance_interval, guide, channels)
 
     def _velocity(self, network: Model, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class Adversarial(Matching):
     ) -> tuple[Tensor, Log]:
         """mean log(1 + exp(-D(y))) + mean log(1 + exp(D(z))) + gamma / 2 mean |dD/dy|^2, y samples of the reference."""
         context, reference = compared(self.type, context, z, labels)
-        if self.penalty > 0:  # torch.compile does not support differentiating twice
+        if self.penalty > 0:  # torch.compile cannot differentiate twice; `bare` would take off DDP as well
             student = getattr(student, "_orig_mod", student)
         real, real_labels = draw(reference, len(z), context.rng, z.device)
         real.requires_grad_(self.penalty > 0)

@@ -91,23 +91,19 @@ def clouds_of(run: Run) -> list[Cloud]:
             latents, labels = normalised(z, z).flatten(1).numpy(), tensors["labels"].numpy()
             references[key] = Cloud(title, variant, latents, labels, is_reference=True)
     clouds = list(references.values())
-    together: dict[object, list[str]] = {}
-    for variant, tensors in pictures.items():
+    together: dict[object, tuple[Cloud | None, list[str]]] = {}
+    for variant in pictures:
         if variant not in first.values():
             continue
         fellows = (r for r in references.values() if run.recipes[r.variant].data == run.recipes[variant].data)
         own = references.get(str(folders.get(variant)), next(fellows, None))
-        names = together.setdefault((encoded.get(variant, variant), id(own)), [])
-        names.append(variant)
-        if len(names) > 1:
-            continue
+        together.setdefault((encoded.get(variant, variant), id(own)), (own, []))[1].append(variant)
+    for own, names in together.values():
+        tensors = pictures[names[0]]
         z, labels = tensors["map_latents"].float(), tensors["map_labels"].numpy()
-        if variant in statistics:
-            z = _as_encoded(z, **statistics[variant])
-        clouds.append(Cloud(variant, variant, z.numpy(), labels, own))
-    titles = {names[0]: few(names, 3) for names in together.values()}
-    for cloud in clouds[len(references) :]:
-        cloud.title = titles[cloud.variant]
+        if names[0] in statistics:
+            z = _as_encoded(z, **statistics[names[0]])
+        clouds.append(Cloud(few(names, 3), names[0], z.numpy(), labels, own))
     return [cloud for cloud in clouds if len(cloud.latents) > 2]
 
 

@@ -25,6 +25,8 @@ from dmvae.runtime.yaml_text import as_yaml
 from dmvae.stages.sample import samples_folder
 from dmvae.tokenizers.adapted import load_tokenizer
 
+INDEX = "model_index.json"
+"""Diffusers' list of a pipeline's parts; it has the classes that were learned too."""
 PICTURES = 4
 CODE = '''"""For diffusers: DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True).
 
@@ -92,8 +94,7 @@ def _write(stages: dict[str, Job], out: Path) -> Path | None:
             write_source(part, source)
     recipe, samples = as_yaml(configs.plain(job.recipe)), _samples(stages)
     pictures, shows = _pictures(stages, samples) if samples else ({}, {})
-    learned = map(int, read_json(out / "model_index.json", dict)["id2label"])
-    first = int(samples["labels"][0]) if samples else min(learned)
+    first = int(samples["labels"][0]) if samples else min(map(int, read_json(out / INDEX, dict)["id2label"]))
     text = card(job, stages, recipe, shows, first)
     for name, content in (("README.md", text), ("recipe.yaml", recipe), ("pipeline.py", CODE)):
         write_text(out / name, content)

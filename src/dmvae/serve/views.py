@@ -193,8 +193,8 @@ def samples(
         raise ValueError(f"{method}'s generator has been finished since this page was loaded: load it again")
     guide = folder.guide(method)
     dropped = folder.run.recipes[method].section("generator").label_dropout
-    unlabelled = label is None or (guidance != 1 and guide is None and isinstance(generator, VelocityModel))
-    require_taught(dropped, label is not None and guidance != 0, unlabelled)  # as the stage `sample` refuses them
+    itself = guide is None and isinstance(generator, VelocityModel)
+    require_taught(dropped, guidance, labelled=label is not None, unlabelled=label is None, guides_itself=itself)
     if label is None:
         label = generator.config.num_classes
     elif label not in learned:
