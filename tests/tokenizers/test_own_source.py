@@ -9,11 +9,13 @@ import torch
 from PIL import Image
 
 import tiny
-from dmvae import cli
+from dmvae import DMVAEPipeline, LightningDiT, cli
+from dmvae import config as configs
 from dmvae.checks import problems
 from dmvae.recipe import load
 from dmvae.registry import forget, load_plugins, module_of
-from dmvae.tokenizers.adapted import load_tokenizer
+from dmvae.tokenizers import TokenizerSource
+from dmvae.tokenizers.adapted import adapt, load_tokenizer
 
 PAGE = (Path(__file__).parents[2] / "docs/existing_tokenizer.md").read_text()
 (SOURCE,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE, flags=re.S) if "TokenizerSource" in code]
@@ -101,6 +103,17 @@ def test_a_posterior_is_asked_of_one_that_has_none(write):
     path = write(matching__noise="posterior")
     found = list(problems(load(path)["main"], load(path)["main"].stages()))
     assert any("needs a tokenizer with one, which this `pretrained` has not; use 'fixed'" in told for told in found)
+
+
+def test_it_may_say_that_generators_know_its_latents_scaled(write, tmp_path):
+    write(SOURCE.replace("    path: Path\n", "    path: Path\n    scaled = False\n"))
+    source = configs.read(TokenizerSource, {"type": "my_vae", "path": str(tmp_path / "my_vae.pt")})
+    vae = adapt(source, size=12, channels=3, pretrained=True)
+    generator = LightningDiT(in_channels=4, input_size=3, num_classes=2, width=16, depth=1, heads=2)
+    with pytest.raises(ValueError, match=r"scaled, and it does not say how; .*set_statistics\(mean, std\)"):
+        DMVAEPipeline(generator, vae)
+    vae.set_statistics(torch.zeros(4), torch.ones(4))
+    DMVAEPipeline(generator, vae)
 
 
 def test_it_may_bring_the_normalisation_that_its_generators_know(write):

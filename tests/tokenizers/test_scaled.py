@@ -25,7 +25,7 @@ def joined(vae) -> DMVAEPipeline:
     ("kind", "message"),
     [
         ("AutoencoderKL", r"vae: nothing says how .* scaled\. .*set_statistics\(\*.*normalisation_of\(vae\)\)"),
-        ("vavae", r"vae: .* a checkpoint's latents scaled, and it does not say how; .*set_statistics\(mean, std\)"),
+        ("vavae", r"vae: .* this tokenizer's latents scaled, and it does not say how; .*set_statistics\(mean, std\)"),
     ],
 )
 def test_latents_whose_scale_nobody_set_are_refused(tmp_path, kind, message):

@@ -58,6 +58,9 @@ class TokenizerSource(Registered):
     """Where a finished tokenizer comes from."""
 
     required: ClassVar[tuple[str, ...]] = ("build",)
+    scaled: ClassVar[bool] = True
+    """False: generators that come with it know its latents scaled, and nothing in it says how. A pipeline then asks for
+    the numbers."""
 
     def resolve(self) -> TokenizerSource:
         """The source with the architecture, as its files say it, written into its fields. An artifact keeps this form,

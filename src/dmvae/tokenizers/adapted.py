@@ -61,7 +61,8 @@ class AdaptedTokenizer(Tokenizer):
         whitened: bool = False,
     ):
         super().__init__()
-        self.network = _built(configs.read(TokenizerSource, dict(source), "source"), image_size, in_channels)
+        known = configs.read(TokenizerSource, dict(source), "source")
+        self.network, self.source_scaled = _built(known, image_size, in_channels), known.scaled
         inside = getattr(getattr(self.network, "model", None), "drawn", False)
         self.register_to_config(latent_channels=self.network.latent_channels, drawn=drawn or inside)
         self.register_statistics(self.network.latent_channels)
@@ -223,9 +224,9 @@ def require_scaled(model: object) -> None:
     if not isinstance(model, AdaptedTokenizer) or not model.unscaled:
         return
     known = normalisation_of(model)
-    if known is None and model.config["source"]["type"] == "vavae":
+    if known is None and not model.source_scaled:
         raise ValueError(
-            "vae: generators know a checkpoint's latents scaled, and it does not say how; give the numbers that came "
+            "vae: generators know this tokenizer's latents scaled, and it does not say how; give the numbers that came "
             "with the generator: vae.set_statistics(mean, std), docs/diffusers.md"
         )
     if known is not None and bool((known.mean != 0).any() or (known.std != 1).any()):

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -22,9 +22,6 @@ from dmvae.tokenizers.network import Adapter
 @dataclass(frozen=True, kw_only=True)
 class FileSource(TokenizerSource):
     """A model in files."""
-
-    scaled: ClassVar[bool] = True
-    """Whether its files say how generators scale the latents."""
 
     path: str
     """The model's file or folder."""
