@@ -9,6 +9,7 @@ from dmvae import DMVAEPipeline, LightningDiT
 from dmvae import config as configs
 from dmvae.tokenizers import TokenizerSource
 from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt, normalisation_of
+from dmvae.tokenizers.dmvae import DmvaeTokenizer
 
 
 def fresh(kind: str, folder) -> AdaptedTokenizer:
@@ -32,11 +33,24 @@ def test_latents_whose_scale_nobody_set_are_refused(tmp_path, kind, message):
     vae = fresh(kind, tmp_path)
     with pytest.raises(ValueError, match=message):
         joined(vae)
+    vae.save_pretrained(tmp_path / "unscaled")
+    again = AdaptedTokenizer.from_pretrained(tmp_path / "unscaled")
+    with pytest.raises(ValueError, match=message):
+        joined(again)
+    with pytest.raises(ValueError, match=message):
+        joined(adapt(DmvaeTokenizer(path=str(tmp_path / "unscaled")), size=16, channels=3, pretrained=True))
     channels = vae.config["latent_channels"]
     vae.set_statistics(torch.zeros(channels), torch.ones(channels))  # on purpose
     joined(vae)
     vae.save_pretrained(tmp_path / "saved")
     joined(AdaptedTokenizer.from_pretrained(tmp_path / "saved"))
+
+
+def test_nobody_s_scale_is_not_written_into_the_network_s_own_class(tmp_path):
+    vae = fresh("AutoencoderKL", tmp_path)
+    assert vae.as_diffusers().config.scaling_factor == 0.18215
+    vae.set_statistics(torch.zeros(4), torch.full((4,), 2.0))
+    assert vae.as_diffusers().config.scaling_factor == 0.5
 
 
 def test_the_numbers_that_the_error_names_scale_as_diffusers_does(tmp_path):

@@ -170,8 +170,6 @@ class Tokenizer(Model):
     """Its inverse: in bf16 the inverse of a rounded matrix would be far off."""
     spread: Tensor | None
     """[C], the standard deviation of every posterior, in raw units (`fix_spread`); None where each has its own."""
-    unscaled: bool = False
-    """Another's tokenizer as `adapt` gives it, before `set_statistics`."""
 
     @property
     def has_spread(self) -> bool:
@@ -271,7 +269,6 @@ class Tokenizer(Model):
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
         self.whiten(whitening)
-        self.unscaled = False
         # variance over all channels together: the mean of the variances plus the variance of the means
         whole = (std.double().square().mean() + mean.double().var(correction=0)).sqrt()
         self.register_to_config(scaling_factor=float(1 / whole), shift_factor=float(mean.double().mean()))

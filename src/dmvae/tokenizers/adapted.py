@@ -40,7 +40,8 @@ class AdaptedTokenizer(Tokenizer):
     """`model.decode(model.encode(x).latents).sample`, as our Autoencoder.
 
     source: a resolved TokenizerSource as a mapping. image_size, in_channels: of the images. latent_channels: always the
-    network's own. The artifact holds the foreign network's config and weights: it needs no other file.
+    network's own. scaling_factor: None before `set_statistics`. The artifact holds the foreign network's config and
+    weights: it needs no other file.
     """
 
     __module__ = "dmvae"  # the name under which artifacts find the class
@@ -54,7 +55,7 @@ class AdaptedTokenizer(Tokenizer):
         image_size: int = 32,
         in_channels: int = 3,
         latent_channels: int | None = None,
-        scaling_factor: float = 1.0,
+        scaling_factor: float | None = None,
         shift_factor: float = 0.0,
         drawn: bool = False,
         fixed_std: list[float] | None = None,
@@ -71,6 +72,11 @@ class AdaptedTokenizer(Tokenizer):
     def stride(self) -> int:
         """Image pixels per latent, along each side."""
         return self.network.stride
+
+    @property
+    def unscaled(self) -> bool:
+        """Whether `set_statistics` was never called."""
+        return self.config["scaling_factor"] is None
 
     @property
     def has_spread(self) -> bool:
@@ -114,13 +120,16 @@ class AdaptedTokenizer(Tokenizer):
 
     def as_diffusers(self) -> ModelMixin | None:
         """The network in its own class of diffusers, for code without this package, with the latents' statistics as its
-        scaling_factor, and shift_factor where the class has one. None for a network that is not of diffusers.
+        scaling_factor, and shift_factor where the class has one; before `set_statistics` with its own. None for a
+        network that is not of diffusers.
 
         `(z - shift_factor) * scaling_factor` has mean 0 and standard deviation 1 over all channels together.
         """
         model = getattr(self.network, "model", None)
         if not isinstance(model, ModelMixin) or isinstance(model, Tokenizer):
             return None
+        if self.unscaled:
+            return model
         own: Values = {name: self.config[name] for name in ("scaling_factor", "shift_factor")}
         # Statistics per channel are of the untrained latents, and diffusers prefers them to the two.
         own |= dict.fromkeys(("latents_mean", "latents_std"))
@@ -165,7 +174,6 @@ def adapt_resolved(source: TokenizerSource, *, size: int, channels: int, pretrai
     model = AdaptedTokenizer(source=configs.plain(source), image_size=size, in_channels=channels)
     if pretrained:
         model.network = _built(source, size, channels, pretrained=True)
-    model.unscaled = True
     return model
 
 
@@ -217,14 +225,14 @@ def normalisation_of(model: Tokenizer) -> Normalisation | None:
 
 
 def require_scaled(model: object) -> None:
-    """Raise ValueError unless a generator's latents can be decoded by the model: for none of ours, and for one fresh
-    from `adapt` whose generators know its latents scaled."""
+    """Raise ValueError unless a generator's latents can be decoded by the model: for none of ours, and for another's
+    before `set_statistics` whose generators know its latents scaled."""
     if not hasattr(model, "denormalize"):
         raise ValueError(f"vae: {type(model).__name__} is none of ours; docs/diffusers.md: adapt, set_statistics")
     if not isinstance(model, AdaptedTokenizer) or not model.unscaled:
         return
-    known = normalisation_of(model)
-    if known is None and not model.source_scaled:
+    known, inner = normalisation_of(model), innermost(model)
+    if known is None and isinstance(inner, AdaptedTokenizer) and inner.unscaled and not inner.source_scaled:
         raise ValueError(
             "vae: generators know this tokenizer's latents scaled, and it does not say how; give the numbers that came "
             "with the generator: vae.set_statistics(mean, std), docs/diffusers.md"
