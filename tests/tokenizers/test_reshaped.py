@@ -102,6 +102,23 @@ def test_its_flow_sees_latents_as_one_of_ours_normalises_them(tmp_path):
         assert torch.allclose(model.decode((z - 3) / 2).sample, ours.decode(z).sample, atol=1e-3)
 
 
+def test_its_flow_sees_latents_as_an_artifact_of_an_artifact_normalises_them(tmp_path):
+    """Each run that used a tokenizer as it is has put an adapter around it, with statistics of its own."""
+    source = foreign.source("AutoencoderKL", tmp_path)
+    for mean in (3.0, 5.0):
+        model = adapt(read(TokenizerSource, source, "source"), size=16, channels=3, pretrained=True)
+        model.set_statistics(torch.full((4,), mean), torch.full((4,), 2.0))
+        model.save_pretrained(tmp_path / f"{mean}")
+        source = {"type": "dmvae", "path": str(tmp_path / f"{mean}")}
+    shaped = {"type": "reshaped", "source": source, "layers": 1, "width": 8}
+    adapt(read(TokenizerSource, shaped, "source"), size=16, channels=3, pretrained=True).save_pretrained(tmp_path / "r")
+    x = images(size=16)
+    with torch.no_grad():
+        z, known = model.encode(x).latents, load_tokenizer(tmp_path / "r")
+        assert torch.allclose(known.encode(x).latents, (z - 5) / 2, atol=1e-5)
+        assert torch.allclose(known.decode((z - 5) / 2).sample, model.decode(z).sample, atol=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["AutoencoderKL", "vavae", "dmvae"])
 def test_its_artifact_needs_no_file_of_the_source(tmp_path, kind):
     (tmp_path / "source").mkdir()

@@ -16,7 +16,7 @@ from dmvae.models.coupling import CouplingFlow
 from dmvae.ranges import Count, Width
 from dmvae.registry import register
 from dmvae.tokenizers import Codec, TokenizerSource
-from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt_resolved, innermost
+from dmvae.tokenizers.adapted import AdaptedTokenizer, adapt_resolved, innermost, normalisation_of
 
 
 class Reshaped(Codec):
@@ -71,4 +71,7 @@ class ReshapedTokenizer(TokenizerSource):
 
     def build(self, *, size: int, channels: int, pretrained: bool = False) -> Reshaped:
         inner = adapt_resolved(self.source, size=size, channels=channels, pretrained=pretrained)
+        ours = innermost(inner)
+        if pretrained and ours is not inner and (known := normalisation_of(inner)) is not None:
+            ours.set_statistics(known.mean, known.std)  # an adapter around it may have later ones
         return Reshaped(inner, self.layers, self.width)
