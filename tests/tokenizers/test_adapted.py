@@ -18,6 +18,7 @@ from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.tokenizers.diffusers import DiffusersTokenizer
 from dmvae.tokenizers.dmvae import DmvaeTokenizer
 from dmvae.tokenizers.identity import IdentityTokenizer
+from dmvae.tokenizers.network import own_size
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "VQModel", "vavae", "identity", "dmvae")
 
@@ -74,6 +75,14 @@ def test_rae_resizes_both_ways(tmp_path):
     for parameter in model.network.model.decoder.decoder_pred.parameters():
         parameter.zero_()
     assert torch.allclose(model(torch.zeros(1, 3, 12, 12)).sample, white.expand(1, 3, 12, 12), atol=1e-5)
+
+
+def test_the_size_of_a_rae_whose_config_leaves_it_out_is_the_class_s(monkeypatch):
+    assert own_size({"_class_name": "AutoencoderRAE", "patch_size": 8, "encoder_input_size": 42}) == 24
+    monkeypatch.setattr(
+        "diffusers.AutoencoderRAE", lambda patch_size=4, encoder_patch_size=7, encoder_input_size=56: None
+    )
+    assert own_size({"_class_name": "AutoencoderRAE"}) == 32
 
 
 def test_rae_names_what_it_lacks(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ Shapes: n images, c channels, h = w = size; C latent channels, H = W = size / st
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -38,8 +39,11 @@ _MEASURED: dict[tuple[object, ...], tuple[int, int, bool]] = {}
 def own_size(config: Values) -> int | None:
     """Height and width of the images that a model of this config was made for; None where it does not say."""
     if config.get("_class_name") in RESIZING:
-        tokens = config.get("encoder_input_size", 224) // config.get("encoder_patch_size", 14)
-        return config.get("patch_size", 16) * tokens
+        from diffusers import AutoencoderRAE
+
+        usual = {name: known.default for name, known in inspect.signature(AutoencoderRAE).parameters.items()}
+        known = usual | config
+        return known["patch_size"] * (known["encoder_input_size"] // known["encoder_patch_size"])
     return config.get("sample_size")
 
 
