@@ -230,3 +230,15 @@ def test_many_epochs_of_few_images_are_told(recipe, capsys, monkeypatch):
     for steps, times in ((6, 0), (1201, 1)):  # of 8 images, of 48
         main(["plan", recipe, "--variant", "kl", "--generator.steps", str(steps)])
         assert capsys.readouterr().out.count("over 200 epochs of so few images") == times
+
+
+def test_weights_that_are_not_there_are_told_once_with_their_place(tmp_path, capsys, monkeypatch):
+    count_only(monkeypatch)
+    gone = {"type": "timm", "model": "vit_tiny_patch16_224", "patch_size": 4, "checkpoint": str(tmp_path / "gone.pth")}
+    adversary = {"type": "features", "encoder": gone}
+    path = tiny.write(tmp_path, encoder__target=gone, decoder__adversarial=adversary, variants={"main": {}})
+    with pytest.raises(SystemExit):
+        main(["plan", str(path)])
+    told = [line.strip() for line in " ".join(capsys.readouterr().out.split()).split("in the way: ")[1:]]
+    line = f"encoder checkpoint {tmp_path / 'gone.pth'}: no such file"
+    assert told == [f"encoder.target: {line}", f"decoder.adversarial: {line}"]

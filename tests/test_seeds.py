@@ -176,3 +176,24 @@ def test_what_needs_a_training_that_diverged_is_not_run(tmp_path, monkeypatch, c
     assert "it goes on with kl\n" in capsys.readouterr().out
     assert {stage for variant, stage in ran if variant != "kl"} == {"encoder"}
     assert {"tokenizer", "generator", "evaluate"} <= {stage for variant, stage in ran if variant == "kl"}
+
+
+def test_processes_of_one_start_train_once_what_diverges(tmp_path, monkeypatch, capsys):
+    times = []
+
+    def diverges(job):
+        times.append(job.stage.name)
+        raise Diverged("encoder: loss became nan")
+
+    monkeypatch.setattr(pipeline, "execute", diverges)
+    path = tiny.write(tmp_path, variants={"main": {}})
+    for start, trained in (("one", 1), ("one", 1), ("another", 2)):
+        monkeypatch.setenv(pipeline.STARTED, start)
+        with pytest.raises(pipeline.Unended, match=r"^encoder: loss became nan$"):
+            tiny.run(path)
+        assert len(times) == trained
+    monkeypatch.delenv(pipeline.STARTED)
+    with pytest.raises(pipeline.Unended):
+        tiny.run(path)
+    assert len(times) == 3
+    assert capsys.readouterr().out.count("skip (diverged in another process)") == 1

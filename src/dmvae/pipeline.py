@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from dmvae.recipe import Recipe, method_of
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
 from dmvae.runtime.done import read_done, write_done
-from dmvae.runtime.files import locked, sweep
+from dmvae.runtime.files import locked, read_json, sweep, write_json
 from dmvae.runtime.signals import stop_if_asked
 from dmvae.runtime.words import counted, few
 from dmvae.tidying import tidy
@@ -39,6 +40,11 @@ from dmvae.training.checkpoint import steps
 from dmvae.training.health import Diverged
 from dmvae.training.loop import CHECKPOINTS, train
 from dmvae.training.stage import Facts, TrainingStage
+
+STARTED = "DMVAE_STARTED"
+"""Environment variable with a name that processes share which one command has started (`--processes`)."""
+DIVERGED = "diverged.json"
+"""File beside a stage's checkpoints that says to the others of such a start, by its name, that the stage diverged."""
 
 
 class Unended(Diverged):
@@ -142,7 +148,7 @@ def _run(chosen: list[Job], several: bool) -> list[str]:
                     told = f"{few(missed)} of {job.stage.name}.keep_at came before that was asked and were not kept"
                     console.print(f"{told}; remove {job.folder} to train anew")
             variant = job.variant
-            if state != "finished" and (trouble := _trouble(job, several)):
+            if state != "finished" and (trouble := _told(job) or _trouble(job, several)):
                 diverged.append(trouble)
                 ahead, others = _without(ahead, job)
                 if others and distributed.is_main():
@@ -162,9 +168,17 @@ def _trouble(job: Job, several: bool) -> str:
         alone = f"--variants.{method_of(job.variant, job.recipe)}.SECTION.FIELD changes this variant alone"
         whose = f"{job.variant}/" if isinstance(error, Diverged) else f"{job.variant}: "
         trouble = f"{whose}{error}; {alone}" if several else str(error)
+        if isinstance(error, Diverged) and STARTED in os.environ:
+            write_json(job.folder / CHECKPOINTS / DIVERGED, {os.environ[STARTED]: trouble})
     gc.collect()  # the error and its traceback hold each other, and the networks, whose memory others need
     stop_if_asked()
     return trouble
+
+
+def _told(job: Job) -> str:
+    """The error with which the job diverged in another process of this start, where it would diverge again; ""."""
+    file, start = job.folder / CHECKPOINTS / DIVERGED, os.environ.get(STARTED, "")
+    return str(read_json(file, dict).get(start, "")) if start and file.exists() else ""
 
 
 def _without(ahead: Sequence[Job], failed: Job) -> tuple[list[Job], list[str]]:
@@ -182,6 +196,8 @@ def _without(ahead: Sequence[Job], failed: Job) -> tuple[list[Job], list[str]]:
 
 def _verb(job: Job, state: str) -> str:
     """What is done with a job in that state."""
+    if _told(job):
+        return "skip (diverged in another process)"
     if state == "interrupted" and issubclass(job.stage, TrainingStage) and not steps(job.folder / CHECKPOINTS):
         return "run again (interrupted before its first checkpoint)"
     return {"finished": "skip (finished)", "interrupted": "resume (interrupted)", "new": "run (new)"}[state]

@@ -74,6 +74,9 @@ def test_images_of_several_sizes_take_the_option_that_the_error_names(data, tmp_
     with pytest.raises(SystemExit):
         cli.main(given)
     assert "give --size N" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*given, "--size", "0"])
+    assert "--size must be at least 1, got 0" in capsys.readouterr().err
     cli.main([*given, "--size", "8"])
     assert npz_images(tmp_path / "a.npz").images.shape == (2, 3, 8, 8)
     given[2] = str(samples(tmp_path / "s", *data[0]))

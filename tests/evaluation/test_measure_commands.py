@@ -229,3 +229,9 @@ def test_encode_and_decode_refuse_batches_of_none(tmp_path, wrong, message):
     with pytest.raises(ValueError, match="--shard-size must be at least 1, got 0"):
         encode_images(None, tmp_path, tmp_path / "out", device=torch.device("cpu"), shard_size=0)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_check_under_torchrun_says_that_it_takes_one_process(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, said = complain(capsys, "measure", "--check", tmp_path / "a.json")
+    assert (code, "leave torchrun out" in said) == (2, True), said

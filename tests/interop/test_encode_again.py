@@ -187,3 +187,19 @@ def test_latents_of_another_type_are_not_kept(images, tokenizer, tmp_path, capsy
     encode(images, tokenizer, tmp_path / "z")
     told = complaint(capsys, encode, images, tokenizer, tmp_path / "z", "--dtype", "float16")
     assert "holds latents that were encoded with another dtype;" in told
+
+
+def test_a_call_that_made_nothing_binds_no_later_one(images, tokenizer, tmp_path, capsys, monkeypatch):
+    def fails(*of):
+        raise ValueError("the first batch failed")
+
+    z, back = tmp_path / "z", tmp_path / "back"
+    with monkeypatch.context() as patch:
+        patch.setattr(codec, "_encoded", fails)
+        assert "the first batch failed" in complaint(capsys, encode, images, tokenizer, z)
+    encode(images, tokenizer, z, "--dtype", "float16")
+    assert len(LatentFiles(z)) == 5
+    with monkeypatch.context() as patch:
+        patch.setattr(codec, "write_png", fails)
+        assert "the first batch failed" in complaint(capsys, decode, z, tokenizer, back)
+    decode(z, tokenizer, back, "--normalized")

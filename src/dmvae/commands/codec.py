@@ -97,7 +97,7 @@ def encode_images(
         if not mine:
             raise ValueError(f"{out}: another process is encoding into it; wait for its end, or choose another --out")
         sweep(out, ("latents-*.part", "encode.json.*.part"))
-        _claim(out / "encode.json", plan | {"classes": classes}, "latents that were encoded")
+        _claim(out / "encode.json", plan | {"classes": classes}, "latents-*", "latents that were encoded")
         tokenizer.to(device, memory_format=torch.channels_last).eval()
         names = _tar_names(entries) if form == "webdataset" else [entry.path for entry in entries]
         paths, count, old, broken = [], 0, 0, 0
@@ -212,10 +212,9 @@ def decode_latents(
         if not mine:
             raise ValueError(f"{out}: another process is decoding into it; wait for its end, or choose another --out")
         sweep(out, ("**/*.png.*.part", "decode.json.*.part"))
-        if next(out.rglob("*.png"), None) is None:
-            (out / "decode.json").unlink(missing_ok=True)  # of an earlier call that decoded nothing
         plan = {"latents": digest([sha256_of(path) for path in paths]), **network}
-        unknown = _claim(out / "decode.json", plan | {"normalized": normalized}, "images that were decoded")
+        plan["normalized"] = normalized
+        unknown = _claim(out / "decode.json", plan, "**/*.png", "images that were decoded")
         for path, named in zip(paths, names, strict=True):
             z = read_latents(path)
             if named and len(named) != len(z):
@@ -283,11 +282,12 @@ def _network(tokenizer: Tokenizer, device: torch.device, precision: Precision) -
     }
 
 
-def _claim(file: Path, plan: Values, what: str) -> bool:
-    """Write the plan to a file and return True; if the file exists, compare it with the plan and return False. `what`
-    the folder holds, for messages. Raises ValueError where the plans differ, or the file cannot be read."""
+def _claim(file: Path, plan: Values, made: str, what: str) -> bool:
+    """Write the plan to a file and return True; if the file exists, and beside it what an earlier call has `made`, a
+    pattern of files, compare it with the plan and return False. `what` the folder holds, for messages. Raises
+    ValueError where the plans differ, or the file cannot be read."""
     out, text = file.parent, json.dumps(plan, indent=1)
-    if not file.exists():
+    if not file.exists() or next(out.glob(made), None) is None:
         write_text(file, text)
         return True
     try:

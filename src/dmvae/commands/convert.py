@@ -3,6 +3,7 @@ latents for LightningDiT's trainer."""
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -93,10 +94,11 @@ def export(command: str, arguments: list[str]) -> None:
     parser.add_argument(
         "--unmirrored", action="store_true", help="for images that must not be mirrored: write plain latents twice"
     )
-    parser.add_argument("--size", type=int, help="of images in a folder: crop and resize them to this size")
+    size = "of images in a folder: crop and resize them to this size"
+    parser.add_argument("--size", type=int, default=argparse.SUPPRESS, help=size)
     add_resampling(parser)
     known = parser.read(arguments)
-    prepared = {name: value for name, value in vars(known).items() if name in ("size", "resampling") and value}
+    prepared = {name: value for name, value in vars(known).items() if name in ("size", "resampling")}
     if prepared and known.kind != "adm-samples":
         raise ValueError(f"--{next(iter(prepared))} is of adm-samples; leave it out")
     if known.unmirrored and known.kind != "lightningdit-latents":

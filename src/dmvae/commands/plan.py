@@ -22,10 +22,12 @@ from dmvae.blank import build_tokenizer, latent_shape
 from dmvae.claims import begun_anew
 from dmvae.datasets import open_dataset
 from dmvae.datasets.latents import Latents
+from dmvae.encoders import EncoderConfig
 from dmvae.hindrances import hindrances
 from dmvae.idle import part
 from dmvae.inputs import Blueprint
 from dmvae.jobs import Job, plan
+from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.recipe import Recipe
 from dmvae.registry import place_of
 from dmvae.runtime.console import console, paragraph
@@ -275,15 +277,12 @@ def _time(seconds: float) -> str:
 
 
 def _lacking(recipe: Recipe, stages: checks.Stages, machine: Machine, data: bool) -> Iterator[str]:
-    if recipe.autoencoder and recipe.pretrained is None:
-        yield from recipe.autoencoder.encoder.missing()
-    for adversary in checks.adversaries(recipe, stages).values():
-        yield from adversary.missing()
-    own = [recipe.section(stage) for stage in stages if stage.name in ("encoder", "tokenizer", "generator")]
-    for section in (*own, *(getattr(of, "alignment", None) for of in own)):
-        target = getattr(section, "target", None)
-        if target is not None:
-            yield from target.missing()
+    places = [f"{stage.name}.{name}" for stage in stages for name in ("target", "alignment.target")]
+    places += ["autoencoder.encoder"] if recipe.pretrained is None else []
+    networks = {place: part(recipe, place) for place in places} | checks.adversaries(recipe, stages)
+    for place, network in networks.items():
+        if isinstance(network, EncoderConfig | AdversarialConfig):
+            yield from (f"{place}: {told}" for told in network.missing())
     yield from checks.lacking(recipe, stages)
     if data:
         yield from checks.problems(recipe, stages, machine.ranks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from dmvae.commands.parser import UNENDED, CheckFailed
+from dmvae.pipeline import STARTED
 from dmvae.runtime import distributed
 from dmvae.runtime.console import EVERY, console, fitted, in_terminal, printable
 from dmvae.runtime.signals import Interrupted, signals
@@ -53,8 +55,9 @@ def side_by_side(words: Sequence[str], count: int) -> None:
     readers: list[Thread] = []
     try:
         with signals() as asked, output.live:
+            started = {STARTED: secrets.token_hex(8)}
             for number, variables in enumerate(environments(count)):
-                processes.append(_started(words, variables))
+                processes.append(_started(words, variables | started))
                 readers.append(Thread(target=_read, args=(number, processes[number], lines), daemon=True))
                 readers[number].start()
             while any(reader.is_alive() for reader in readers) or not lines.empty():
@@ -81,7 +84,7 @@ def side_by_side(words: Sequence[str], count: int) -> None:
         raise Interrupted
 
 
-def environments(count: int) -> list[Mapping[str, str]]:
+def environments(count: int) -> list[dict[str, str]]:
     """The environment variables of each process. The visible GPUs go round; without one, each process has its share of
     the CPUs as OMP_NUM_THREADS, unless that is set already. In a terminal, bars move every second."""
     shared = os.environ | ({EVERY: "1"} if in_terminal() else {})
