@@ -116,6 +116,8 @@ def sampled_by(jobs: list[Job]) -> dict[str, Job]:
 def figures(job: Job, seed: int, count: int | None = None, step: int | None = None) -> dict[str, float]:
     """Those of that many samples of a stage `sample`, or as many as it keeps, drawn by that seed from the generator of
     that step."""
+    if job.recipe.stored_unlike:
+        raise ValueError(f"{job.variant}: its generator learned random crops, and no latents of such are stored")
     section, precision = job.recipe.section("sample"), job.recipe.run.precision
     generator = _generator(job, step)
     guide = None if section.guide is None else _generator(job, section.guide)

@@ -138,8 +138,8 @@ class LatentsConfig:
     stored: Count | None = configs.added(None)
     """Store the latents of at most so many training images, evenly spread, for statistics and measures alone; the
     generator then encodes images in each step, with random crops (`data.resize`) and mirrored (`data.flip`) as the
-    tokenizer saw them. For latents too large for the disk, at the price of the encoder in each step. null: all, from
-    which the generator learns."""
+    tokenizer saw them. For latents too large for the disk, at the price of the encoder in each step. Mirror images are
+    stored too if there is `data.flip`. null: all, from which the generator learns."""
     drawn: bool = configs.added(False)
     """Latents are samples of a variational tokenizer's posteriors, as LightningDiT's and REPA-E's are; false: as
     `matching.noise` says, and without a matching the means. A generator gets new samples in each epoch, and the stage
@@ -197,3 +197,14 @@ class Sections:
     """The reconstruction loss of the stages that train a decoder."""
     latents: LatentsConfig = field(default_factory=LatentsConfig)
     """Encoding of the data set."""
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether mirror images are encoded too: of `stored` ones, for measures, where the generator sees such."""
+        return self.latents.mirrored or (self.latents.stored is not None and self.data.flip)
+
+    @property
+    def stored_unlike(self) -> bool:
+        """Whether the generator encodes random crops, and the latents that are stored are of central ones: beside them
+        a perfect generator would be told apart."""
+        return self.latents.stored is not None and getattr(self.data, "resize", None) is not None

@@ -294,3 +294,15 @@ def test_others_that_have_one_value_are_told_by_it():
 def test_on_paper_no_column_is_hidden_behind_a_scroll_bar():
     css = Path(latent_map.__file__).with_name("page.css").read_text()
     assert ".scroll { overflow: visible;" in css.partition("@media print")[2]
+    assert "@media (max-width: 48rem)" not in css, "a sheet is narrower, and is no small window"
+
+
+def test_the_first_paragraph_says_which_latents_reached_their_reference():
+    told = {
+        "a": "arrived; of its classes ship is farthest",
+        "b": "on the way: tokens at 9 times chance",
+        "c": "arrived",
+    }
+    words = table._arrived(SimpleNamespace(summary={"arrival": told}))
+    assert words.endswith("? <b>a</b> and <b>c</b>: arrived; <b>b</b>: on the way.")
+    assert table._arrived(SimpleNamespace(summary={})) == ""

@@ -1,4 +1,4 @@
-"""The grid of generated images."""
+"""The grid of generated images, and the blocks of reconstructions."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from fake_run import build
 from dmvae.datasets import open_dataset
 from dmvae.datasets.latents import LatentsData
 from dmvae.datasets.shapes import Shapes
-from dmvae.report.pictures import samples
+from dmvae.report.pictures import reconstructions, samples
 from dmvae.report.run import Run
 from dmvae.report.table import summary
 
@@ -50,3 +50,12 @@ def test_classes_have_their_names_where_there_are_no_test_images(tmp_path):
     assert run.classes == ("cat", "dog", "eel")
     assert '<span class="class">dog</span>' in samples(run)
     assert "(32 × 32 pixels, 3 classes)" in summary(run)
+
+
+def test_methods_that_differ_in_their_generators_alone_share_a_row_of_reconstructions(tmp_path):
+    jobs = build(tmp_path, ("short", "other", "long"), ("latents", "evaluate"))
+    first, _, last = (job for job in jobs if job.stage.name == "latents")
+    last.folder = first.folder
+    page = reconstructions(Run(tmp_path, jobs))
+    assert page.count('alt="short, long: reconstructions"') == page.count('alt="other: reconstructions"') == 3
+    assert page.count("<img") == 9

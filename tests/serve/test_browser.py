@@ -64,6 +64,30 @@ def test_a_hovered_point_shows_its_image_and_its_reconstruction(tab):
     assert page.locator("#map-point img").evaluate_all("all => all.every((image) => image.naturalWidth === 12)")
 
 
+def test_the_arrow_keys_go_through_the_points(tab):
+    page = tab("map")
+    page.locator("canvas").nth(1).focus()
+    seen = set()
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "ArrowLeft"):
+        page.keyboard.press(key)
+        page.wait_for_timeout(1000)
+        seen.add(page.locator("#map-point h3").inner_text())
+    assert len(seen) == 3
+
+
+def test_a_tab_that_failed_is_tried_again_and_no_picture_computes_for_ever(tab):
+    page = tab("results")
+    page.route("**/api/copies*", lambda route: route.fulfill(body="no JSON"))
+    page.evaluate("location.hash = 'copies'")
+    page.wait_for_selector("#error:visible")
+    assert page.locator("#copies-tiles .note", has_text="computes").count() == 0
+    page.unroute("**/api/copies*")
+    page.evaluate("location.hash = 'results'")
+    page.wait_for_selector("#error", state="hidden")
+    page.evaluate("location.hash = 'copies'")
+    page.wait_for_selector("#copies-tiles .wipe")
+
+
 def test_the_slider_moves_every_method_from_one_image_to_the_other(tab):
     page = tab("between")
     frames = page.locator("#between-tiles .frame")

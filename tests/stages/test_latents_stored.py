@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import processes
 import tiny
 from dmvae.checks import problems
 from dmvae.commands.plan import _disk
+from dmvae.datasets.image_folder import ImageFolder
 from dmvae.datasets.mixed import spaced
 from dmvae.inputs import Blueprint, Inputs
 from dmvae.jobs import plan
@@ -101,6 +103,14 @@ def test_a_drawn_tokenizer_draws_anew_in_each_step(tmp_path, vae, monkeypatch):
     assert noise.mean().abs() < 0.05
     assert abs(noise.std() - 1) < 0.05
     assert len(noise.flatten(1).unique(dim=0)) == len(noise), "images come several times, samples once"
+
+
+def test_sampled_latents_stand_beside_what_the_generator_sees_or_beside_none(tmp_path, vae):
+    """Samples of mirrored images and of random crops stood beside latents of plain and central ones."""
+    recipe = load(write(tmp_path, vae))["main"]
+    plain, crops = (replace(recipe, data=ImageFolder(root="x", size=16, resize=n)) for n in (None, 24))
+    assert [(r.mirrored, r.stored_unlike) for r in (recipe, plain, crops)] == [(1, 0), (0, 0), (0, 1)]
+    assert not replace(crops, latents=replace(crops.latents, stored=None)).stored_unlike
 
 
 def test_it_alone_moves_and_is_kept(tmp_path, vae):

@@ -137,12 +137,13 @@ def test_the_batches_in_which_samples_were_drawn_say_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_samples_stand_beside_mirror_images_where_their_generator_learned_these(tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", [{"latents__mirrored": True}, {"latents__stored": 200, "data__flip": True}])
+def test_samples_stand_beside_mirror_images_where_their_generator_learned_these(tmp_path, monkeypatch, how):
     """Half of what a perfect generator samples is mirrored then: beside plain latents alone it would be at fault."""
     beside = []
     for module in (measuring, again):
         monkeypatch.setattr(module, "modelled", lambda z, data, *_: beside.append(data) or {"sampled_whole": 1.0})
-    jobs = tiny.run(tiny.write(tmp_path, **PIXELS, data__count=200, latents__mirrored=True, sample__count=66))
+    jobs = tiny.run(tiny.write(tmp_path, **PIXELS, data__count=200, sample__count=66, **how))
     again.figures(next(job for job in jobs if job.stage.name == "sample"), seed=0)
     folder = tmp_path / "run/main/latents"
     both = MirroredSet(*(LatentSet(folder / name) for name in ("latents", "mirrored")))

@@ -318,7 +318,7 @@ def _disk(name: str, recipe: Recipe, cost: Cost | None, items: int | None) -> in
             size *= 3  # their posteriors' means and deviations too
         stored = min((n for n in (items, recipe.latents.stored) if n is not None), default=0)
         data = open_dataset(recipe.data, "train") if items is not None and recipe.data.are_latents else None
-        mirrored = recipe.latents.mirrored or (isinstance(data, Latents) and data.files.mirrored)
+        mirrored = recipe.mirrored or (isinstance(data, Latents) and data.files.mirrored)
         return stored * (1 + mirrored) * prod(latent_shape(recipe)) * size
     if name == "sample":
         images = section.count * len(section.guidance) * recipe.data.channels * recipe.data.size**2

@@ -106,30 +106,32 @@ def _sample_grid(run: Run, scale: float, classes: Sequence[str], variants: list[
     return f'<div class="scroll"><div class="grid" style="--methods:{len(found)}">\n{grid}\n</div></div>'
 
 
-def _name(run: Run, variant: str) -> str:
-    return f'<span class="method"><i style="background:{run.colour(variant)}"></i>{escape(variant)}</span>'
+def _name(run: Run, *variants: str) -> str:
+    names = ", ".join(f'<i style="background:{run.colour(variant)}"></i>{escape(variant)}' for variant in variants)
+    return f'<span class="method">{names}</span>'
 
 
 def reconstructions(run: Run) -> str:
-    """Blocks of test images, each with every method's reconstruction of it underneath."""
+    """Blocks of test images, each with every method's reconstruction of it underneath; methods of the same latents, as
+    those that differ in their generators, have one decoder and one row."""
+    encoded = run.folders("latents")
     pictures = {v: t for v, t in run.tensors("evaluate", "pictures.safetensors").items() if "reconstructions" in t}
     if not pictures:
         return ""
-    sources: list[tuple[Tensor, list[str]]] = []
+    sources: list[tuple[Tensor, dict[object, list[str]]]] = []
     for variant, tensors in pictures.items():  # methods that saw the same images stand under one row of them
-        same = next((names for images, names in sources if torch.equal(images, tensors["originals"])), None)
+        same = next((of for images, of in sources if torch.equal(images, tensors["originals"])), None)
         if same is None:
-            sources.append((tensors["originals"], [variant]))
-        else:
-            same.append(variant)
+            sources.append((tensors["originals"], same := {}))
+        same.setdefault(encoded.get(variant, variant), []).append(variant)
     blocks = []
-    for originals, names in sources:
+    for originals, by_decoder in sources:
         for start in range(0, len(originals), STRIP):
             part = slice(start, start + STRIP)
             lines = ['<span class="method plain">original</span>', strip(list(originals[part]), STRIP, "test images")]
-            for variant in names:
-                images = list(pictures[variant]["reconstructions"][part])
-                lines += [_name(run, variant), strip(images, STRIP, f"{variant}: reconstructions")]
+            for names in by_decoder.values():
+                images = list(pictures[names[0]]["reconstructions"][part])
+                lines += [_name(run, *names), strip(images, STRIP, f"{', '.join(names)}: reconstructions")]
             blocks.append('<div class="pairs">' + "\n".join(lines) + "</div>")
     text = (
         "<p>The top row of each block has test images, on which no stage was trained. Below them is each method's own "

@@ -25,10 +25,11 @@ from dmvae.runtime.files import read_json
 from dmvae.training.logging import read_figures
 
 COLOURS = (
-    "#4a7fe0", "#e0782f", "#2a9d78", "#c2559d", "#a98f14", "#8a6fd6",
-    "#d84f4f", "#3a9fc0", "#8f6f52", "#6a9f3c", "#b57cc9", "#7f8791",
+    "#2f6fd6", "#e58a1f", "#2f9e7a", "#b03a8c", "#776d1e", "#a58ff0",
+    "#e2544c", "#4aafd9", "#8f6f52", "#6a9f3c", "#b57cc9", "#7f8791",
 )  # fmt: skip
-"""One for each method, in order. Of medium lightness, so that they are visible on white and on black."""
+"""One for each method, in order. Of medium lightness, so that they are visible on white and on black; the first
+eight also differ for those who are red- or green-blind."""
 
 Rows = list[dict[str, float]]
 

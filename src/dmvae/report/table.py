@@ -171,11 +171,19 @@ def summary(run: Run) -> str:
     text += [
         _compare(run, "gfd", "Of the generated images, those of"),
         _compare(run, "psnr", "Of the reconstructions, those of"),
+        _arrived(run),
     ]
     total = sum(seconds for _, _, seconds in run.seconds())
     text.append(f"The finished stages took {duration(total)} in all." if total else "")
     text += [f"{escape(line[0].upper() + line[1:])}." for line in (*standing(run.summary), *outdated(run.summary))]
     return prose(" ".join(filter(None, text)))
+
+
+def _arrived(run: Run) -> str:
+    """The verdicts of `_verdicts`, without their figures."""
+    short = {name: of.partition(";")[0].partition(":")[0] for name, of in run.summary.get("arrival", {}).items()}
+    told = "; ".join(f"{listing(names)}: {escape(verdict)}" for verdict, names in alike(short).items())
+    return f"Did latents reach their reference? {told}." if told else ""
 
 
 def _data(run: Run, variant: str) -> str:

@@ -14,7 +14,9 @@ function make(tag, values = {}, ...children) {
 }
 
 async function ask(name, values = {}, signal = undefined) {
-  const answer = await fetch(`/api/${name}?${new URLSearchParams(values)}`, { signal });
+  const answer = await fetch(`/api/${name}?${new URLSearchParams(values)}`, { signal }).catch((error) => {
+    throw error.name === "AbortError" ? error : new Error("no answer: has dmvae serve ended? See its terminal, and load this page anew");
+  });
   if (answer.ok) return answer;
   const found = await answer.json().catch(() => ({ error: `${answer.status} ${answer.statusText}; see the terminal` }));
   throw new Error(found.error);
@@ -24,6 +26,7 @@ const get = async (name, values, signal) => (await ask(name, values, signal)).js
 
 function tell(error) {
   if (error?.name === "AbortError") return;
+  if (error) for (const note of document.querySelectorAll(".tile .note")) if (note.textContent === WAITS) note.textContent = "not shown";
   $("error").hidden = !error;
   $("error").textContent = error ? error.message : "";
 }
@@ -73,7 +76,7 @@ async function map() {
   const colour = Object.fromEntries(classes.map((c) => [c.label, c.colour]));
   const names = Object.fromEntries(classes.map((c) => [c.label, c.name]));
   const views = panels.map((panel) => {
-    const canvas = make("canvas");
+    const canvas = make("canvas", { tabIndex: 0, ariaLabel: `${panel.title}: arrow keys go from latent to latent` });
     const figure = make("figure", { className: "panel" }, make("figcaption", {}, panel.title), canvas);
     return { panel, canvas, figure };
   });
@@ -143,6 +146,14 @@ async function map() {
         if (far < least) [best, least] = [i, far];
       });
       if (best >= 0) quietly(choose)(panel, best);
+    };
+    canvas.onkeydown = (event) => {
+      const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (!by) return;
+      event.preventDefault();
+      const n = panel.points.length;
+      const i = chosen?.panel === panel ? chosen.i : by > 0 ? -1 : 0;
+      quietly(choose)(panel, (i + by + n) % n);
     };
     new ResizeObserver(() => draw(view)).observe(canvas);
   }
@@ -360,7 +371,12 @@ async function open(run) {
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== tab;
   if (opened.has(tab)) return;
   opened.add(tab);
-  await tabs[tab](run);
+  try {
+    await tabs[tab](run);
+  } catch (error) {
+    opened.delete(tab); // so that it is tried again
+    throw error;
+  }
 }
 
 async function start() {

@@ -59,7 +59,7 @@ class LatentsStage(Stage[LatentsConfig]):
             if self.config.stored is not None:
                 images = Chosen(images, spaced(images.labels, self.config.stored))
             inputs.encode(tokenizer, images, folder, self.name, whitened=self.config.whitening, given=given)
-            if self.config.mirrored:
+            if self.inputs.sections.mirrored:
                 inputs.encode(tokenizer, images, inputs.out / MIRRORED, f"{self.name}, mirrored", mirrored=True)
         latents = LatentSet(folder)
         tokenizer.set_statistics(latents.mean, latents.std, latents.whitening)

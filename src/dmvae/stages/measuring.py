@@ -147,7 +147,7 @@ class Measuring:
         assert pictures is not None
         if "generator" in self.inputs.reads:
             self.metrics["generator_loss"] = generator_loss(latents.test, latents.test_labels, self.inputs)
-        if "sample" in self.inputs.reads:
+        if "sample" in self.inputs.reads and not self.inputs.sections.stored_unlike:
             sampler = self.inputs.config_of("sample")
             sampled, of = kept_latents(samples_folder(self.inputs.reads["sample"], sampler["guidance"][0]))
             alike = sampled[in_shares(of, stored.labels, drawn=sampler.get("labels") == "random")]
