@@ -25,7 +25,7 @@ PAGE = (Path(__file__).parents[1] / "docs/own_trainer.md").read_text()
 
 def test_the_page_s_line_gives_figures_their_values():
     student = FlowModelConfig(width=8, depth=1, heads=1).build((2, 2, 2), 3)
-    z, labels = Random(0).normal(8, 2, 2, 2), torch.zeros(8, dtype=torch.int64)
+    z, labels = Random(0).normal(8, 2, 2, 2).requires_grad_(), torch.zeros(8, dtype=torch.int64)
     teacher = Gaussian((2, 2, 2), 3, 1.0).velocity
     _, log = DMD(time_range=(0.3, 0.9)).loss(z, labels, teacher, student, Context(Random(1), 3))
     there = {"log": log}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dmvae.flow.guidance import Velocity
 from dmvae.flow.loss import require_batch
 from dmvae.generators.flow import TransformerConfig
-from dmvae.matching import Context, Log, Matching, Student, beside, compared
+from dmvae.matching import Context, Log, Matching, Student, beside, compared, require_gradient
 from dmvae.matching.velocities import at_latents
 from dmvae.ranges import Range, Weight, Width
 from dmvae.references import draw
@@ -63,6 +63,7 @@ class Adversarial(Matching):
         require_batch(z, labels)
         if student is None:
             raise ValueError("adversarial compares by its critic: give a student that `new_student` made")
+        require_gradient(z)
         return at_latents(lambda at: F.softplus(-student(at, labels)).mean(), z), {}
 
     def student_loss(
