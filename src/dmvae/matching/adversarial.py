@@ -6,6 +6,7 @@ labels; the latents learn to fool it. It needs no velocity, and so no teacher.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -71,11 +72,11 @@ class Adversarial(Matching):
     ) -> tuple[Tensor, Log]:
         """mean log(1 + exp(-D(y))) + mean log(1 + exp(D(z))) + gamma / 2 mean |dD/dy|^2, y samples of the reference."""
         context, reference = compared(self.type, context, z, labels)
-        if self.penalty > 0:  # torch.compile cannot differentiate twice; `bare` would take off DDP as well
-            student = getattr(student, "_orig_mod", student)
         real, real_labels = draw(reference, len(z), context.rng, z.device)
         real.requires_grad_(self.penalty > 0)
-        at_real, at_z = student(real, real_labels), student(z, labels)
+        # What is compiled cannot be differentiated twice.
+        with torch.compiler.set_stance("force_eager") if self.penalty > 0 else nullcontext():
+            at_real, at_z = student(real, real_labels), student(z, labels)
         loss = F.softplus(-at_real).mean() + F.softplus(at_z).mean()
         log = {
             "critic/reference": at_real.detach().mean(),
