@@ -81,7 +81,7 @@ def test_the_ratio_is_learned_beside_the_student():
     with pytest.raises(ValueError, match=r"jensen_shannon compares latents with samples: give context="):
         objective.student_loss(student, z, labels, Context(Random(0), CLASSES))
     with pytest.raises(ValueError, match="jensen_shannon needs a student that `new_student` made"):
-        objective.loss(z, labels, TEACHER.velocity, STUDENT.velocity, Context(Random(0), CLASSES))
+        objective.loss(at, labels, TEACHER.velocity, STUDENT.velocity, Context(Random(0), CLASSES))
 
 
 def test_the_student_with_a_ratio_can_be_sharded_and_compute_activations_again():
