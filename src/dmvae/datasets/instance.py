@@ -76,7 +76,7 @@ def _sketch(data: Pairs) -> list[object]:
     return [len(data), *known, *(part for item in items for part in item)]
 
 
-def _names(data: object) -> list[Any] | None:
+def _names(data: object) -> list[object] | None:
     """`classes` of a data set; where torch's Subset and ConcatDataset have none, those that all sets inside have alike.
     None if there are none."""
     own = getattr(data, "classes", None)
@@ -142,7 +142,7 @@ class InstanceDataset:
         self.rows = choose(len(self.data), config.limit)
         self.count = len(self.rows)
         self.labels, _ = _labels(config.key, split, config.limit)
-        names: Sequence[Any] | None = _names(train) or _names(test)
+        names: Sequence[object] | None = _names(train) or _names(test)
         if names is None:  # both splits have the same classes
             names = range(max(_labels(config.key, name, config.limit)[1] for name in ("train", "test")))
         # torchvision's ImageNet has a tuple of names for each class
