@@ -63,6 +63,15 @@ def test_the_page_s_functions_bring_in_samples_a_generator_and_an_alignment():
         assert all(weight.grad is not None for weight in projection.parameters() if weight.requires_grad)
 
 
+def test_a_generator_s_state_is_all_that_contexts_of_a_step_each_need():
+    generator = torch.Generator().manual_seed(0)
+    Context(generator, 3).rng.normal(2)
+    kept = generator.get_state()
+    drawn = [Context(generator, 3).rng.normal(2) for _ in range(2)]
+    generator.set_state(kept)
+    assert all(torch.equal(Context(generator, 3).rng.normal(2), x) for x in drawn)
+
+
 def test_the_page_s_objective_runs_as_a_plugin(tmp_path):
     """Written from the page alone, it pulls latents to a Gaussian's mean and leaves those that are there."""
     (tmp_path / "mine.py").write_text(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[-1])
