@@ -7,9 +7,10 @@ import torch
 
 from dmvae.generators.flow import FlowModelConfig
 from dmvae.losses.alignment.repa_e import RepaE
-from dmvae.matching import DMD, Context, Transport
+from dmvae.matching import DMD, Context, Matching, Transport
 from dmvae.references import draw
 from dmvae.references.gaussian import Gaussian
+from dmvae.registry import find, names
 from dmvae.runtime.random import Random
 from dmvae.transport.arrival import multiples
 
@@ -53,14 +54,28 @@ def test_a_reference_that_gives_no_samples_is_told(given):
 @pytest.mark.parametrize("sample", [latents, lambda n: (latents(n), None), lambda n: (latents(n), LABELS, 1)])
 def test_samples_that_are_not_what_was_asked_for_are_told(sample):
     reference = SimpleNamespace(sample=lambda n, rng: sample(n))
+    z, context = latents().requires_grad_(), Context(Random(0), CLASSES, reference=reference)
     with pytest.raises(ValueError, match=r"reference: sample\(n, rng\) of .* give two tensors"):
-        Transport(samples=64).loss(latents(), LABELS, context=Context(Random(0), CLASSES, reference=reference))
+        Transport(samples=64).loss(z, LABELS, context=context)
 
 
 def test_a_reference_in_the_place_of_its_velocity_is_told():
     student = MODEL.build(SHAPE, CLASSES)
     with pytest.raises(ValueError, match=r"teacher: a Gaussian cannot be called.*velocity"):
         DMD().loss(latents(), LABELS, Gaussian(SHAPE, CLASSES, 1.0), student)
+
+
+@pytest.mark.parametrize("name", names(Matching))
+def test_latents_without_a_gradient_are_told_unless_their_value_alone_is_wanted(name):
+    objective, reference = find(Matching, name)(), Gaussian(SHAPE, CLASSES, 1.0)
+    student = objective.new_student(SHAPE, CLASSES, reference.velocity, MODEL)
+    for distance in (1.0, 9.0):  # hand_over asks either of its two
+        context = Context(Random(0), CLASSES, reference=reference, distance=distance)
+        with pytest.raises(ValueError, match=r"z: it has no gradient.* give what the encoder returned, not z\.detach"):
+            objective.loss(latents(), LABELS, reference.velocity, student, context)
+        with torch.no_grad():
+            loss, _ = objective.loss(latents(), LABELS, reference.velocity, student, context)
+        assert loss.isfinite()
 
 
 def test_arrival_of_latents_of_another_shape_is_told():

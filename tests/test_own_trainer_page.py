@@ -25,7 +25,7 @@ PAGE = (Path(__file__).parents[1] / "docs/own_trainer.md").read_text()
 
 def test_the_page_s_line_gives_figures_their_values():
     student = FlowModelConfig(width=8, depth=1, heads=1).build((2, 2, 2), 3)
-    z, labels = Random(0).normal(8, 2, 2, 2), torch.zeros(8, dtype=torch.int64)
+    z, labels = Random(0).normal(8, 2, 2, 2).requires_grad_(), torch.zeros(8, dtype=torch.int64)
     teacher = Gaussian((2, 2, 2), 3, 1.0).velocity
     _, log = DMD(time_range=(0.3, 0.9)).loss(z, labels, teacher, student, Context(Random(1), 3))
     there = {"log": log}
@@ -61,6 +61,15 @@ def test_the_page_s_functions_bring_in_samples_a_generator_and_an_alignment():
         there["align"](alignment, projection, z, labels, features, rng).backward()
         assert z.grad.isfinite().all()
         assert all(weight.grad is not None for weight in projection.parameters() if weight.requires_grad)
+
+
+def test_a_generator_s_state_is_all_that_contexts_of_a_step_each_need():
+    generator = torch.Generator().manual_seed(0)
+    Context(generator, 3).rng.normal(2)
+    kept = generator.get_state()
+    drawn = [Context(generator, 3).rng.normal(2) for _ in range(2)]
+    generator.set_state(kept)
+    assert all(torch.equal(Context(generator, 3).rng.normal(2), x) for x in drawn)
 
 
 def test_the_page_s_objective_runs_as_a_plugin(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import ConcatDataset, Subset
 
 import dmvae
 import tiny
@@ -135,6 +136,24 @@ def test_both_sets_count_classes_alike():
     assert Instance(key=key).build("test").classes == tuple("abcde")
     train.classes = [("tench", "Tinca tinca"), *"bcde"]  # as in torchvision's ImageNet
     assert Instance(key=key).build("test").classes == ("tench, Tinca tinca", *"bcde")
+
+
+def test_parts_of_sets_have_the_names_of_the_whole():
+    whole = made(30)
+    whole.classes = list("abcd")
+    part = Subset(Subset(whole, range(20)), range(10))
+    both = ConcatDataset([part, whole])
+    for train, test in ((part, part), (both, part), (made(), both)):
+        assert Instance(key=offer(train, test)).build("train").classes == tuple("abcd")
+    first = offer(part, part)
+    whole.classes = list("abce")
+    assert offer(part, part) != first
+    other = Subset(made(30), range(3))
+    mixed = ConcatDataset([whole, other])
+    assert Instance(key=offer(mixed, mixed)).build("train").classes == tuple("012")
+    other.classes = list("dog")
+    with pytest.raises(ValueError, match="train and test differ"):
+        offer(part, other)
 
 
 def test_labels_that_are_not_one_for_each_item_are_not_taken():

@@ -112,7 +112,7 @@ def learned(objective, student, part=slice(None), precision="float32"):
     context = Context(Random(0), 3, reference=Gaussian((4, 4, 4), 3, 1.0))
     z, labels = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 1])
     with autocast(CPU, precision):
-        objective.loss(z[part], labels[part], Gaussian((4, 4, 4), 3, 1.0).velocity, student, context)
+        objective.loss(z[part].requires_grad_(), labels[part], Gaussian((4, 4, 4), 3, 1.0).velocity, student, context)
         loss, _ = objective.student_loss(student, z[part], labels[part], context)
     loss.backward()
     return {name: sharding.whole_tensor(p.grad) for name, p in student.named_parameters() if p.requires_grad}

@@ -76,7 +76,7 @@ def test_latents_of_a_trainer_in_bf16_are_compared_in_float32(name):
 @pytest.mark.parametrize("name", ["drift", "energy", "moments", "sinkhorn"])
 def test_no_vector_of_many_is_compared_with_its_own_copy(name, monkeypatch):
     """Drawn twice, it would repel itself, or nothing."""
-    seen, z = [], Random(0).normal(16, *SHAPE)
+    seen, z = [], Random(0).normal(16, *SHAPE).requires_grad_()
     kind = find(Matching, name)
     monkeypatch.setattr(kind, "distance", lambda self, a, b, *_: seen.extend((a, b)) or a.sum())
     context = Context(Random(1), 3, reference=Gaussian(SHAPE, 3, 1.0))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from small import Halves
+from torch.nn import DataParallel
 
 from dmvae import config as configs
 from dmvae.generators.flow import FlowModelConfig
@@ -153,9 +154,21 @@ def test_under_autocast_its_slopes_have_all_their_digits():
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_a_critic_in_torch_compile_has_its_penalty_too():
+def compiled(critic):
+    return torch.compile(critic, backend="aot_eager")
+
+
+def compiled_in_place(critic):
+    critic.compile(backend="aot_eager")
+    return critic
+
+
+@pytest.mark.parametrize(
+    "way", [compiled, compiled_in_place, lambda c: DataParallel(compiled(c)), lambda c: compiled(DataParallel(c))]
+)
+def test_a_critic_in_torch_compile_has_its_penalty_too(way):
     losses = []
-    for wrapped in (lambda critic: critic, lambda critic: torch.compile(critic, backend="aot_eager")):
+    for wrapped in (lambda critic: critic, way):
         torch.manual_seed(0)
         critic = Adversarial(width=8, depth=1).new_student(SHAPE, CLASSES, None, FlowModelConfig())
         context = Context(Random(0), CLASSES, reference=Gaussian(SHAPE, CLASSES, 1.0))

@@ -109,7 +109,8 @@ def test_the_gradient_is_the_equation(name, stop, formula):
 def test_what_is_logged_is_each_network_s_flow_matching_loss():
     z, (t, noise) = Random(0).normal(N, *SHAPE), drawn(1)
     objective = find(Matching, "loss_difference")()
-    _, log = objective.loss(z, LABELS, TEACHER.velocity, STUDENT.velocity, Context(Random(1), CLASSES))
+    with torch.no_grad():
+        _, log = objective.loss(z, LABELS, TEACHER.velocity, STUDENT.velocity, Context(Random(1), CLASSES))
     for name, of in (("teacher", TEACHER), ("student", STUDENT)):
         whole = flow_matching_loss(of.velocity, z=z, labels=LABELS, t=t.flatten(), noise=noise)
         assert float(log[f"flow_loss/{name}"]) == pytest.approx(float(whole), rel=1e-5)
@@ -202,7 +203,8 @@ def test_a_network_of_one_s_own_may_have_a_from_config_and_a_config_of_its_own()
     assert student is not teacher
     assert student.weight.requires_grad
     context = Context(torch.Generator(), null_label=CLASSES)
-    loss, _ = find(Matching, "teacher_loss")().loss(torch.ones(N, *SHAPE), LABELS, teacher, None, context)
+    z = torch.ones(N, *SHAPE, requires_grad=True)
+    loss, _ = find(Matching, "teacher_loss")().loss(z, LABELS, teacher, None, context)
     assert loss.isfinite()
 
 
@@ -222,7 +224,7 @@ def test_a_student_of_a_compiled_teacher_is_a_copy_of_the_network_itself():
 def test_labels_that_no_network_has_are_told(name, shift):
     objective, network = find(Matching, name)(), FLOW.build(SHAPE, CLASSES)
     with pytest.raises(ValueError, match=f"labels: they go from {shift} to {shift}; the classes are 0 to 2"):
-        objective.loss(torch.zeros(N, *SHAPE), LABELS + shift, network, FLOW.build(SHAPE, CLASSES))
+        objective.loss(torch.zeros(N, *SHAPE, requires_grad=True), LABELS + shift, network, FLOW.build(SHAPE, CLASSES))
 
 
 def test_latents_that_are_not_square_are_told():
@@ -258,7 +260,7 @@ def test_what_a_trainer_may_get_wrong_is_told_by_every_objective(name, wrong, me
 
 
 def test_a_velocity_that_is_no_tensor_and_a_student_of_nothing_are_told():
-    z, context = torch.zeros(N, *SHAPE), Context(Random(1), CLASSES)
+    z, context = torch.zeros(N, *SHAPE, requires_grad=True), Context(Random(1), CLASSES)
     pair = lambda z_t, t, labels: (z_t, None)
     with pytest.raises(ValueError, match="a velocity that is a tuple for latents"):
         DMD(guidance=1.0).loss(z, LABELS, pair, pair, context)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 from dmvae.datasets import DatasetConfig, Split
 from dmvae.datasets.encoded import choose
@@ -43,8 +44,8 @@ def offer(train: Pairs, test: Pairs) -> str:
     items, so that the same data find stages that were finished with them. Raises ValueError for an invalid set or item,
     for items that change from one reading to the next, and for two sets that name classes differently.
     """
-    ours, theirs = (getattr(data, "classes", None) for data in (train, test))
-    if ours is not None and theirs is not None and list(ours) != list(theirs):
+    ours, theirs = _names(train), _names(test)
+    if ours is not None and theirs is not None and ours != theirs:
         raise ValueError(
             f"data: classes of train and test differ ({few(ours)}; {few(theirs)}), so a label would mean two things: "
             "give both sets the classes of train, and number the labels of test so"
@@ -64,7 +65,7 @@ def _sketch(data: Pairs) -> list[object]:
     if len(data) == 0:
         raise ValueError("data: a data set without items; give (image, label) items")
     chosen = np.linspace(0, len(data) - 1, min(HASHED, len(data))).astype(int).tolist()
-    known = [told for told in (_known_labels(data), getattr(data, "classes", None)) if told is not None]
+    known = [told for told in (_known_labels(data), _names(data)) if told is not None]
     items = [as_item(data, i) for i in chosen]
     for i, item in zip(chosen, items, strict=True):
         if digest(*as_item(data, i)) != digest(*item):
@@ -73,6 +74,17 @@ def _sketch(data: Pairs) -> list[object]:
                 "random transforms out (data.flip mirrors training images)"
             )
     return [len(data), *known, *(part for item in items for part in item)]
+
+
+def _names(data: object) -> list[object] | None:
+    """`classes` of a data set; where torch's Subset and ConcatDataset have none, those that all sets inside have alike.
+    None if there are none."""
+    own = getattr(data, "classes", None)
+    inside = [data.dataset] if isinstance(data, Subset) else data.datasets if isinstance(data, ConcatDataset) else []
+    if own is None and inside:
+        own, *others = map(_names, inside)
+        return own if all(names == own for names in others) else None
+    return None if own is None else list(own)
 
 
 def _known_labels(data: Pairs) -> list[int] | None:
@@ -130,7 +142,7 @@ class InstanceDataset:
         self.rows = choose(len(self.data), config.limit)
         self.count = len(self.rows)
         self.labels, _ = _labels(config.key, split, config.limit)
-        names = getattr(train, "classes", getattr(test, "classes", None))
+        names: Sequence[object] | None = _names(train) or _names(test)
         if names is None:  # both splits have the same classes
             names = range(max(_labels(config.key, name, config.limit)[1] for name in ("train", "test")))
         # torchvision's ImageNet has a tuple of names for each class

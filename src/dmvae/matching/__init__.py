@@ -299,6 +299,15 @@ def compared(what: str, context: Context | None, z: Tensor, labels: Tensor) -> t
     return context, context.reference
 
 
+def require_gradient(z: Tensor) -> None:
+    """Raise ValueError for latents from which no gradient goes on to a tokenizer: their loss would move nothing."""
+    if torch.is_grad_enabled() and not z.requires_grad:
+        raise ValueError(
+            "z: it has no gradient, so its loss would move nothing; give what the encoder returned, not z.detach(); "
+            "for the value alone call loss under torch.no_grad()"
+        )
+
+
 def copy_of(network: nn.Module) -> nn.Module:
     """A trainable copy of the network."""
     if isinstance(network, Model):  # built anew, so that parameters which never train, as positions, stay fixed

@@ -6,6 +6,7 @@ labels; the latents learn to fool it. It needs no velocity, and so no teacher.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from dmvae.flow.guidance import Velocity
 from dmvae.flow.loss import require_batch
 from dmvae.generators.flow import TransformerConfig
-from dmvae.matching import Context, Log, Matching, Student, beside, compared
+from dmvae.matching import Context, Log, Matching, Student, beside, compared, require_gradient
 from dmvae.matching.velocities import at_latents
 from dmvae.ranges import Range, Weight, Width
 from dmvae.references import draw
@@ -63,6 +64,7 @@ class Adversarial(Matching):
         require_batch(z, labels)
         if student is None:
             raise ValueError("adversarial compares by its critic: give a student that `new_student` made")
+        require_gradient(z)
         return at_latents(lambda at: F.softplus(-student(at, labels)).mean(), z), {}
 
     def student_loss(
@@ -70,11 +72,11 @@ class Adversarial(Matching):
     ) -> tuple[Tensor, Log]:
         """mean log(1 + exp(-D(y))) + mean log(1 + exp(D(z))) + gamma / 2 mean |dD/dy|^2, y samples of the reference."""
         context, reference = compared(self.type, context, z, labels)
-        if self.penalty > 0:  # torch.compile cannot differentiate twice; `bare` would take off DDP as well
-            student = getattr(student, "_orig_mod", student)
         real, real_labels = draw(reference, len(z), context.rng, z.device)
         real.requires_grad_(self.penalty > 0)
-        at_real, at_z = student(real, real_labels), student(z, labels)
+        # What is compiled cannot be differentiated twice.
+        with torch.compiler.set_stance("force_eager") if self.penalty > 0 else nullcontext():
+            at_real, at_z = student(real, real_labels), student(z, labels)
         loss = F.softplus(-at_real).mean() + F.softplus(at_z).mean()
         log = {
             "critic/reference": at_real.detach().mean(),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dmvae import config as configs
 from dmvae.flow.guidance import Velocity
-from dmvae.matching import Context, Log, Matching, Student, compared
+from dmvae.matching import Context, Log, Matching, Student, compared, require_gradient
 from dmvae.ranges import BatchSize, Range
 from dmvae.references import ReferenceConfig, draw
 from dmvae.runtime import distributed
@@ -75,9 +75,10 @@ class BetweenSamples(Matching):
     ) -> tuple[Tensor, Log]:
         """sum over views v of distance(v(x), v(y)): x are the latents z [n, C, H, W] of all ranks and k of the queue, y
         fresh samples of the reference. The gradient reaches z alone. It is multiplied by (n + k) / n, so that a queue
-        does not make it shorter. Raises ValueError without a reference in the context, and for a queue without
-        `context.recent`."""
+        does not make it shorter. Raises ValueError without a reference in the context, for a queue without
+        `context.recent`, and as `require_gradient`."""
         context, reference = compared(self.type, context, z, labels)
+        require_gradient(z)
         rng, world = context.rng, distributed.world_size()
         y, y_labels = draw(reference, -(-self.samples // world), rng, z.device)
         # Distances are small differences of large numbers: latents of a trainer in bf16 are compared in float32.

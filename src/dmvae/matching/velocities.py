@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dmvae.flow.guidance import Velocity, guided
-from dmvae.matching import Context, Log, Matching, Student, known_labels
+from dmvae.matching import Context, Log, Matching, Student, known_labels, require_gradient
 from dmvae.ranges import Guidance, Share
 from dmvae.runtime.precision import full_precision
 
@@ -67,7 +67,8 @@ class ByVelocities(Matching):
         context: Context | None,
     ) -> tuple[dict[str, Velocity], Context, Tensor, Tensor]:
         """({"teacher": guided velocity, "student": ...}, only those that the objective needs; the context; times [n];
-        noise [n, C, H, W]). Raises ValueError where a network that it needs is missing, and as `Context.given`."""
+        noise [n, C, H, W]). Raises ValueError where a network that it needs is missing, and as `Context.given` and
+        `require_gradient`."""
         needed: dict[str, Velocity | None] = {"teacher": teacher} if self.needs_teacher else {}
         needed |= {"student": student} if self.has_student else {}
         given = {name: network for name, network in needed.items() if network is not None}
@@ -80,6 +81,7 @@ class ByVelocities(Matching):
                     "reference of closed form has as `.velocity`"
                 )
         context = Context.given(context, z, labels, student, teacher)
+        require_gradient(z)
         t = self._times(len(z), context)
         noise = context.rng.normal(*z.shape)
         null = context.null_label
