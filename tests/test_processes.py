@@ -102,7 +102,7 @@ STOPS = "import os, signal; os.kill(os.getppid(), signal.SIGTERM)"
     [
         (["print('dmvae: no such field'); exit(2)"] * 2, ValueError, "process . of 2: no such field"),
         (["import os, time; os.close(1); os.close(2); time.sleep(0.3); os._exit(2)"] * 2, ValueError, "exit code 2"),
-        ([WAITS, "import os; os.kill(os.getpid(), 9)"], CheckFailed, "process 2 of 2: killed by SIGKILL"),
+        ([WAITS, "import os; os.kill(os.getpid(), 9)"], CheckFailed, "killed by SIGKILL; the same command goes on"),
         ([WAITS, "print('dmvae: a/matching: loss'); exit(3)"], side.Unended, "process 2 of 2: a/matching: loss"),
         ([WAITS, "exit(130)"], Interrupted, None),
         ([f"{STOPS}; signal.pause()", WAITS], Interrupted, None),

@@ -76,7 +76,9 @@ def side_by_side(words: Sequence[str], count: int) -> None:
     # -sent: a signal ends a process that has not begun to train
     for number in sorted(failed, key=lambda number: codes[number] == UNENDED):
         code = codes[number]
-        ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
+        ended = f"it ended with exit code {code}"
+        if code < 0:
+            ended = f"killed by {signal.Signals(-code).name}; the same command goes on from what all have saved"
         error = output.errors[number] or ended
         kind = {2: ValueError, UNENDED: Unended}.get(code, CheckFailed)
         raise kind(f"process {number + 1} of {count}: {error}")
