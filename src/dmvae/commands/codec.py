@@ -212,8 +212,7 @@ def decode_latents(
         if not mine:
             raise ValueError(f"{out}: another process is decoding into it; wait for its end, or choose another --out")
         sweep(out, ("**/*.png.*.part", "decode.json.*.part"))
-        plan = {"latents": digest([sha256_of(path) for path in paths]), **network}
-        plan["normalized"] = normalized
+        plan = {"latents": digest([sha256_of(path) for path in paths]), **network, "normalized": normalized}
         unknown = _claim(out / "decode.json", plan, "**/*.png", "images that were decoded")
         for path, named in zip(paths, names, strict=True):
             z = read_latents(path)

@@ -55,9 +55,9 @@ def side_by_side(words: Sequence[str], count: int) -> None:
     readers: list[Thread] = []
     try:
         with signals() as asked, output.live:
-            started = {STARTED: secrets.token_hex(8)}
+            start = secrets.token_hex(8)
             for number, variables in enumerate(environments(count)):
-                processes.append(_started(words, variables | started))
+                processes.append(_started(words, {**variables, STARTED: start}))
                 readers.append(Thread(target=_read, args=(number, processes[number], lines), daemon=True))
                 readers[number].start()
             while any(reader.is_alive() for reader in readers) or not lines.empty():
@@ -86,7 +86,7 @@ def side_by_side(words: Sequence[str], count: int) -> None:
         raise Interrupted
 
 
-def environments(count: int) -> list[dict[str, str]]:
+def environments(count: int) -> list[Mapping[str, str]]:
     """The environment variables of each process. The visible GPUs go round; without one, each process has its share of
     the CPUs as OMP_NUM_THREADS, unless that is set already. In a terminal, bars move every second."""
     shared = os.environ | ({EVERY: "1"} if in_terminal() else {})

@@ -22,6 +22,7 @@ from dmvae.matching.velocities import at_latents
 from dmvae.ranges import Range, Weight, Width
 from dmvae.references import draw
 from dmvae.registry import register
+from dmvae.runtime.eager import uncompiled
 from dmvae.runtime.precision import full_precision
 
 
@@ -74,8 +75,7 @@ class Adversarial(Matching):
         context, reference = compared(self.type, context, z, labels)
         real, real_labels = draw(reference, len(z), context.rng, z.device)
         real.requires_grad_(self.penalty > 0)
-        # What is compiled cannot be differentiated twice.
-        with torch.compiler.set_stance("force_eager") if self.penalty > 0 else nullcontext():
+        with uncompiled() if self.penalty > 0 else nullcontext():
             at_real, at_z = student(real, real_labels), student(z, labels)
         loss = F.softplus(-at_real).mean() + F.softplus(at_z).mean()
         log = {

@@ -30,6 +30,7 @@ from dmvae.ranges import BatchSize, Count, Decay, Range, Rate, Wait, Weight
 from dmvae.references import Reference, Unlabelled
 from dmvae.registry import require_members
 from dmvae.runtime import distributed
+from dmvae.runtime.eager import uncompiled
 from dmvae.runtime.precision import full_precision
 from dmvae.runtime.random import Random
 from dmvae.runtime.transfer import Loggable
@@ -42,7 +43,6 @@ from dmvae.stages.unmet import unmet
 from dmvae.tokenizers.autoencoder import Autoencoder
 from dmvae.training.flow import FlowTraining
 from dmvae.training.health import Bound
-from dmvae.training.preparing import uncompiled
 from dmvae.training.stage import Batch, Update, stage
 from dmvae.transport.schedule import LIMITS
 from dmvae.transport.views import tokens

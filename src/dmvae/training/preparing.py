@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -43,9 +42,3 @@ def compile_networks(networks: nn.Module, **options: object) -> None:
     for network in networks.children():
         for part in compiled_parts_of(network, [network]):
             part.compile(dynamic=False, **options)
-
-
-def uncompiled() -> AbstractContextManager[object]:
-    """Inside the block, compiled networks run eagerly: for rare calls, whose shapes would need a compilation."""
-    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-    return stance

@@ -11,9 +11,9 @@ from torch import nn
 
 from dmvae.models.base import evaluating
 from dmvae.runtime import distributed, sharding
+from dmvae.runtime.eager import uncompiled
 from dmvae.runtime.precision import autocast
 from dmvae.training.logging import Figures
-from dmvae.training.preparing import uncompiled
 from dmvae.training.trainer import Trainer
 
 HELD_OUT = 250
