@@ -241,6 +241,7 @@ def test_what_nothing_reads_is_told(tmp_path, given, told):
         ({"autoencoder.latent_channels": 8, "autoencoder.bottleneck_width": 64}, {}),
         ({"autoencoder.detail_width": 16}, {}),
         ({"autoencoder.detail_width": 16, "tokenizer.train_detail": True}, WHOLE),
+        ({"autoencoder.detail_width": 16}, WHOLE | {"generator": None, "sample": None, "evaluate": None}),
         (CHECKPOINT, {"tokenizer.train_encoder": False}),
         (CHECKPOINT, {"tokenizer.start": "pretrained"}),
         (CHECKPOINT, {"tokenizer.alignment": {}}),

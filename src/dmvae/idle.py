@@ -218,7 +218,8 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
         "latent_channels: null is no bottleneck",
     ),
     "autoencoder.detail_width": (
-        lambda r: _without(r, "matching") and not part(r, "tokenizer.train_detail"),
+        # a tokenizer that is not measured may be made for another recipe to train on
+        lambda r: part(r, "evaluate") is not None and _without(r, "matching") and not part(r, "tokenizer.train_detail"),
         "the network stays at zero; a matching trains it, or tokenizer.train_detail: true",
     ),
     "autoencoder.encoder.checkpoint": (_unloaded, "the encoder begins with random weights"),
