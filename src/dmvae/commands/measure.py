@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from diffusers.utils import logging
@@ -30,7 +29,7 @@ def measure_command(command: str, arguments: list[str]) -> None:
     if "compare" in known:
         return console.print(side_by_side(known["compare"], force=known["force"]))
     if "check" in known:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if distributed.launched() > 1:
             raise ValueError("--check keeps its results from earlier ones, each process by itself: leave torchrun out")
         return _check(known["check"], known["trust"])
     if known.pop("trust"):

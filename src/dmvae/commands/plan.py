@@ -30,6 +30,7 @@ from dmvae.jobs import Job, plan
 from dmvae.losses.discriminators import AdversarialConfig
 from dmvae.recipe import Recipe
 from dmvae.registry import place_of
+from dmvae.runtime import distributed
 from dmvae.runtime.console import console, paragraph
 from dmvae.runtime.files import held
 from dmvae.runtime.words import counted, few
@@ -69,7 +70,7 @@ class Machine:
     @classmethod
     def here(cls) -> Machine:
         """This machine, with the ranks that torchrun has started. Without a GPU, `memory` is all of the machine's."""
-        ranks = int(os.environ.get("WORLD_SIZE", 1))
+        ranks = distributed.launched()
         if torch.cuda.is_available():
             return cls(ranks, torch.cuda.get_device_properties(0).total_memory, True)
         return cls(ranks, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), False)

@@ -37,7 +37,7 @@ def start(minutes: float = MINUTES) -> torch.device:
     device = torch.device("cuda", _own_gpu()) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
+    if launched() > 1 and not dist.is_initialized():
         # Tensors on the CPU go through gloo, and so do barriers. A rank may wait there for hours while another scans
         # files or evaluates. GPUs meet within a step.
         _patience = minutes
@@ -55,6 +55,11 @@ def start(minutes: float = MINUTES) -> torch.device:
         assert isinstance(group, dist.ProcessGroup)  # for a rank outside the group it would be a number
         _background.append(group)
     return device
+
+
+def launched() -> int:
+    """How many processes torchrun has started, which need not have joined yet; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _own_gpu() -> int:
