@@ -26,6 +26,7 @@ FLOORS = [
         "fitting",
         "checks",
         "jobs",
+        "prolonging",
         "hindrances",
         "claims",
         "tidying",

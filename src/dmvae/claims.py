@@ -18,6 +18,7 @@ from dmvae.config import Values
 from dmvae.fitting import fit
 from dmvae.jobs import VARIANTS, Job, plan, record
 from dmvae.options import flat
+from dmvae.prolonging import shorter
 from dmvae.recipe import Recipe
 from dmvae.runtime.console import console
 from dmvae.runtime.files import locked, read_json, sweep, together
@@ -121,7 +122,7 @@ def begun_anew(run_dir: Path, jobs: Sequence[Job]) -> list[str]:
     for job in jobs:
         before = _linked(run_dir, job)
         there, state = before.folder, before.state
-        if job.state != "new" or state not in ("interrupted", "finished"):
+        if job.state != "new" or state not in ("interrupted", "finished") or shorter(job) is not None:
             continue
         if there in told:
             anew.add(job.variant)

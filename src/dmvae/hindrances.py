@@ -52,7 +52,7 @@ def _not_kept(job: Job) -> Iterator[str]:
     reached = max(steps(folder / CHECKPOINTS), default=0)
     for name in STEPS:
         step = getattr(job.recipe.section(job.stage), name, None)
-        if isinstance(step, int) and step <= reached and not (folder / snapshot(step)).exists():
+        if isinstance(step, int) and step < reached and not (folder / snapshot(step)).exists():
             yield (
                 f"{job.stage.name}.{name}: the generator is at step {reached}, and that of step {step} was not kept; "
                 f"remove {folder} to train it anew, or ask for another step"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -28,6 +27,7 @@ from dmvae.hindrances import hindrances
 from dmvae.idle import idle
 from dmvae.inputs import Inputs, kept_steps
 from dmvae.jobs import MERGED, Job, plan
+from dmvae.prolonging import prolong
 from dmvae.recipe import Recipe, method_of
 from dmvae.runtime import distributed
 from dmvae.runtime.console import console
@@ -36,7 +36,7 @@ from dmvae.runtime.files import locked, read_json, sweep, write_json
 from dmvae.runtime.signals import stop_if_asked
 from dmvae.runtime.words import counted, few
 from dmvae.tidying import tidy
-from dmvae.training.checkpoint import steps
+from dmvae.training.checkpoint import settle, steps
 from dmvae.training.health import Diverged
 from dmvae.training.loop import CHECKPOINTS, train
 from dmvae.training.stage import Facts, TrainingStage
@@ -292,6 +292,8 @@ def execute(job: Job) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     if distributed.is_main():
         sweep(job.folder)
+        if told := prolong(job):
+            console.print(f"  {job.stage.name}: {told}")
     distributed.barrier()
     inputs = Inputs(job.recipe, job.variant, job.folder, job.reads, device)
     section = job.recipe.section(job.stage)
@@ -316,7 +318,7 @@ def execute(job: Job) -> None:
 def _finish(job: Job, facts: Facts) -> None:
     write_done(job.folder, facts)
     # Only after done.json is written: a stage that is killed before that resumes from its checkpoint.
-    shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)
+    settle(job.folder / CHECKPOINTS)
 
 
 def _check_inputs(job: Job) -> None:

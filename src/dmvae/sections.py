@@ -99,6 +99,9 @@ class RunConfig:
     keep_every: Wait = 0
     """Steps between snapshots of every stage's networks, averaged where they are, that are kept in STAGE/snapshots; 0
     keeps none. A stage's `keep_at` names single steps. `sample.snapshot` draws from one."""
+    keep_state: bool = True
+    """Keep the state of the last step of a teacher and a generator whose `schedule` is constant (about four times their
+    weights), so that a training of more steps goes on from it. false: more steps begin anew."""
     picture_every: Wait = 0
     """Steps between pictures of what the averaged networks make, in STAGE/pictures and the tracker: test images above
     their reconstructions, by the stages that train a decoder, and samples of classes, by `generator`; 0 makes none."""

@@ -4,7 +4,6 @@ and finds damaged files."""
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -15,6 +14,7 @@ from dmvae.runtime.done import NAME as DONE
 from dmvae.runtime.done import damages, read_done
 from dmvae.runtime.files import held, locked, sweep, within
 from dmvae.runtime.words import counted
+from dmvae.training.checkpoint import settle
 from dmvae.training.loop import CHECKPOINTS
 
 QUIET = 5.0
@@ -46,7 +46,7 @@ def tidy_stage(folder: Path, verify: bool) -> None:
     """`tidy` of one folder, of which this process has the lock."""
     if (facts := read_done(folder)) is None:
         return
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    settle(folder / CHECKPOINTS)
     sweep(folder)
     wrong = list(damages(folder, facts)) if verify else []
     if wrong:

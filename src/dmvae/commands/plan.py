@@ -28,6 +28,7 @@ from dmvae.idle import part
 from dmvae.inputs import Blueprint
 from dmvae.jobs import Job, plan
 from dmvae.losses.discriminators import AdversarialConfig
+from dmvae.prolonging import shorter
 from dmvae.recipe import Recipe
 from dmvae.registry import place_of
 from dmvae.runtime import distributed
@@ -184,8 +185,11 @@ def _jobs(recipes: dict[str, Recipe]) -> dict[str, list[Job]]:
 
 
 def _state(job: Job) -> str:
-    """The job's state, or "running" where another process runs it."""
-    return "running" if not job.finished and held(job.folder) else job.state
+    """The job's state, "running" where another process runs it, or from which step of a shorter training it goes on."""
+    if not job.finished and held(job.folder):
+        return "running"
+    found = shorter(job)
+    return job.state if found is None else f"from step {found[1]:,}"
 
 
 def _without_data(recipe: Recipe, name: str) -> str:

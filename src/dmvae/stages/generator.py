@@ -77,6 +77,7 @@ class GeneratorStage(TrainingStage[GeneratorTraining, GeneratorNetworks]):
     Config = GeneratorTraining
     reads = ("latents",)
     takes_parts = True
+    prolongs = True
     shows = "generator"
     measured = "generator"
     of_latents = True

@@ -78,6 +78,7 @@ class ReferenceStage(TrainingStage[ReferenceTraining, ReferenceNetworks]):
     uses = ("autoencoder", "pretrained", "latents.dtype")
     draws = True
     takes_parts = True
+    prolongs = True
     measured = "teacher"
 
     @cached_property

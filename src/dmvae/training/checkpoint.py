@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from os import PathLike
 from pathlib import Path
@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 from dmvae.config import Values
 from dmvae.runtime import distributed, sharding
 from dmvae.runtime.done import damage
-from dmvae.runtime.files import flush, sync
+from dmvae.runtime.files import flush, read_json, remove, sync
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -54,6 +54,8 @@ _PLAIN = {
     "collections": {"OrderedDict"},
 }  # fmt: skip
 """Module -> names that the pickled part of a checkpoint may load."""
+PLANNED = "planned.json"
+"""Beside the checkpoints of a stage that `prolongs`: of how many steps the training is."""
 _KEEP = 2
 _BUFFER = 1 << 20
 
@@ -175,6 +177,20 @@ def forget(folder: Path, after: int) -> None:
             if later > after:
                 _remove(folder / f"step-{later:08d}")
     distributed.barrier()
+
+
+def settle(folder: Path) -> None:
+    """Remove the checkpoints of a finished stage but that of its last step, where there is one: a longer training goes
+    on from it."""
+    last = None
+    with suppress(OSError, ValueError, KeyError):
+        last = folder / f"step-{read_json(folder / PLANNED, dict)['steps']:08d}"
+    if last is None or not last.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in folder.iterdir():
+        if path.name not in (last.name, PLANNED):
+            remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -11,12 +11,13 @@ import torch
 from dmvae.inputs import kept_steps, snapshot
 from dmvae.runtime import distributed
 from dmvae.runtime.console import Bar
-from dmvae.runtime.files import remove
+from dmvae.runtime.files import remove, write_json
 from dmvae.runtime.precision import tuned, with_tf32
 from dmvae.runtime.signals import Interrupted, signals, stop_later
 from dmvae.runtime.words import few
 from dmvae.training import checkpoint
 from dmvae.training.adversary import idle_adversary
+from dmvae.training.checkpoint import PLANNED
 from dmvae.training.data import batches
 from dmvae.training.health import LOOKBACK, ROLLED_BACK, Diverged, Unwell, going_back, hopeless, went_back
 from dmvae.training.logging import Figures, losses, read_figures, values_of
@@ -46,9 +47,13 @@ def train(stage: AnyTraining) -> Facts:
         )
     if config.ema != type(config).ema and not trainer.averages:
         inputs.say(f"ema: {config.ema} changes nothing: the stage's `networks.averaged` names no network")
+    if stage.prolongs and distributed.is_main():
+        write_json(folder / PLANNED, {"steps": config.steps})
     if trainer.resume(folder):
         every = inputs.sections.run.keep_every
         inputs.say(f"resumes at step {trainer.step} of {stage.config.steps}")
+        if config.keeps(trainer.step, every) and distributed.broadcast(trainer.step not in kept_steps(inputs.out)):
+            trainer.save_networks(inputs.out / snapshot(trainer.step))
         asked = {step for step in range(1, trainer.step + 1) if config.keeps(step, every)}
         if missed := sorted(asked.difference(kept_steps(inputs.out))):
             told = f"{few(missed)} of keep_at or run.keep_every came before that and were not kept"
@@ -155,7 +160,8 @@ def _to_the_end(trainer: Trainer, folder: Path, signalled: list[int]) -> Facts:
                 write_measured(trainer, figures)
             if saves and not last and not idle and (idle := _idle_adversary(trainer)):  # hours before the end, perhaps
                 inputs.say(f"step {trainer.step}: {idle}")
-            if stops or (saves and not last):
+            ends = last and stage.prolongs and run.keep_state and config.schedule == "constant"
+            if stops or ends or (saves and not last):
                 trainer.save(folder)
             if stops:
                 trainer.background.wait()

@@ -265,6 +265,8 @@ class TrainingStage(Stage[T], Generic[T, N]):
     """The network of which `picture` shows what it makes; "" where there is nothing to see."""
     measured: ClassVar[str] = ""
     """The network of which `measure` gives figures on held-out data; "" where it gives none."""
+    prolongs: ClassVar[bool] = False
+    """Whether its updates do not depend on `steps`, so that a longer training may go on from a shorter one's state."""
     takes_parts: ClassVar[bool] = False
     """Whether its losses are means over images, so that `run.accumulate` may give it a batch in parts: `updates` is
     called for each part, and their updates of the same turn are averaged. False where images of a batch are compared

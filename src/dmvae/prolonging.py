@@ -1,0 +1,103 @@
+"""A longer training goes on from a shorter one of the same settings: its first steps would be the same ones.
+
+A finished training keeps the state of its last step where a longer one could begin with it (`run.keep_state`), and an
+interrupted one has its checkpoints. A training that has none of its own looks beside its folder for those of another
+whose fingerprint it would have with the other's number of steps.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from dmvae.config import Values
+from dmvae.inputs import kept_steps, snapshot
+from dmvae.jobs import Job, plan
+from dmvae.runtime.files import atomic_write, locked, read_json
+from dmvae.training.checkpoint import PLANNED, steps
+from dmvae.training.loop import CHECKPOINTS
+from dmvae.training.optim import learning_rate_factor
+from dmvae.training.stage import TrainingConfig, TrainingStage
+
+
+def shorter(job: Job) -> tuple[Path, int] | None:
+    """(folder, step) of the newest checkpoint of another training with which the job, which has none, can begin; None
+    where there is no such checkpoint, or where a snapshot is asked that the other training passed and did not keep."""
+    if not (issubclass(job.stage, TrainingStage) and job.stage.prolongs) or job.finished:
+        return None
+    if steps(job.folder / CHECKPOINTS):
+        return None
+    section, best, there = job.recipe.section(job.stage), None, 0
+    planned = set[int]()
+    for file in job.folder.parent.glob(f"{job.stage.name}-*/{CHECKPOINTS}/{PLANNED}"):
+        with suppress(OSError, ValueError, KeyError):
+            planned.add(read_json(file, dict)["steps"])
+    for count in planned - {section.steps}:
+        with suppress(ValueError):  # settings that are valid with other steps alone
+            other = replace(section, steps=count, keep_at=())
+            folder = _folder(job, other)
+            kept = kept_steps(folder)
+            for step in steps(folder / CHECKPOINTS):
+                asked = {of for of in section.keep_at if of < step}  # its own is made of the checkpoint
+                if there < step <= section.steps and asked.issubset(kept) and _same_rates(section, other, step):
+                    best, there = (folder, step), step
+    return best
+
+
+def _folder(job: Job, section: TrainingConfig) -> Path:
+    """The folder that the job would have with this config of its stage."""
+    changed: Values = {job.stage.name: section}
+    recipe = replace(job.recipe, **changed)
+    jobs = plan({job.variant: recipe}, job.folder.parents[1])
+    return next(of.folder for of in jobs if of.stage is job.stage)
+
+
+def _same_rates(section: TrainingConfig, other: TrainingConfig, until: int) -> bool:
+    """Whether the learning rates of the first steps are the same."""
+    if section.schedule == "constant":
+        return True
+    return all(learning_rate_factor(section, step) == learning_rate_factor(other, step) for step in range(until))
+
+
+def prolong(job: Job) -> str:
+    """Give the job's folder, which this process has locked, the checkpoint that `shorter` finds, and with it the log,
+    pictures and snapshots so far; returns what was done, in words, "" for nothing. A kill meanwhile leaves no
+    checkpoint, and the next run does it again."""
+    if (found := shorter(job)) is None:
+        return ""
+    folder, step = found
+    with locked(folder, wait=False) as mine:
+        name = f"step-{step:08d}"
+        if not mine or not (folder / CHECKPOINTS / name).exists():  # another process trains it now
+            return ""
+        for beside in ("log.jsonl", "pictures", "tensorboard"):
+            _copy(folder / beside, job.folder / beside)
+        for of in kept_steps(folder):
+            if of <= step:
+                _link(folder / snapshot(of), job.folder / snapshot(of))
+        _link(folder / CHECKPOINTS / name, job.folder / CHECKPOINTS / name)
+    return f"goes on from step {step} of {folder}, which has the same settings but its number of steps"
+
+
+def _copy(there: Path, here: Path) -> None:
+    """Copy a file or folder that training adds to."""
+    if there.exists() and not here.exists():
+        with atomic_write(here) as part:
+            shutil.copytree(there, part) if there.is_dir() else shutil.copy(there, part)
+
+
+def _link(there: Path, here: Path) -> None:
+    """Give a folder of files that nobody changes a second name, which takes no space where the disk has hard links."""
+
+    def link(old: str, new: str) -> None:
+        try:
+            os.link(old, new)
+        except OSError:
+            shutil.copy(old, new)
+
+    if not here.exists():
+        with atomic_write(here) as part:
+            shutil.copytree(there, part, copy_function=link)

@@ -1,0 +1,158 @@
+"""A training of more steps goes on from one of fewer, and ends where it would have ended without it."""
+
+import json
+from contextlib import nullcontext
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from dmvae import cli, prolonging
+from dmvae.runtime.done import damage, read_done
+from dmvae.training.checkpoint import steps
+from dmvae.training.trainer import Trainer
+from plans import count_only
+
+FAST = {"generator__learning_rate": 1e-2, "generator__ema": 0.5, "reference__learning_rate": 1e-2}
+NETWORK = {"generator": ("kl", "generator"), "reference": ("matched", "teacher")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Stage -> weights and steps of the log of a training of ten steps that had nothing to go on from."""
+    found = {}
+    for stage, (variant, network) in NETWORK.items():
+        folder = tmp_path_factory.mktemp(stage)
+        here = train(folder, stage, variant, 10)
+        found[stage] = load_file(here / network / "diffusion_pytorch_model.safetensors"), logged(here)
+    return found
+
+
+def train(folder, stage, variant, count, **over):
+    """Train the stage for so many steps; returns its folder."""
+    path = tiny.write(folder, **(FAST | {f"{stage}__steps": count} | over))
+    jobs = tiny.run(path, variant, until=stage)
+    return next(job.folder for job in jobs if job.stage.name == stage)
+
+
+def logged(folder):
+    return [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def begun(capsys):
+    """Whether a training went on from another, and from which step."""
+    told = " ".join(capsys.readouterr().out.split()).partition("goes on from step ")[2]
+    return int(told.split()[0]) if told else None
+
+
+@pytest.mark.parametrize("stage", NETWORK)
+def test_more_steps_go_on_where_fewer_ended_and_end_as_if_they_had_not(tmp_path, stage, whole, capsys):
+    variant, network = NETWORK[stage]
+    few = train(tmp_path, stage, variant, 6)
+    assert steps(few / "checkpoints") == [6]
+    first = load_file(few / network / "diffusion_pytorch_model.safetensors")
+    assert begun(capsys) is None
+    more = train(tmp_path, stage, variant, 10, **{f"{stage}__keep_at": [6]})
+    assert begun(capsys) == 6
+    weights, rows = whole[stage]
+    assert same(weights, load_file(more / network / "diffusion_pytorch_model.safetensors"))
+    assert not same(weights, first)
+    assert logged(more) == rows
+    assert read_done(more)["steps"] == 10
+    assert steps(more / "checkpoints") == [10]
+    kept = more / "snapshots/step-00000006" / network / "diffusion_pytorch_model.safetensors"
+    assert same(first, load_file(kept)), "the end of the shorter training, which kept no snapshot of it"
+    assert damage(few, read_done(few)) is None
+    assert steps(few / "checkpoints") == [6], "the shorter training can be gone on from again"
+
+
+def test_an_interrupted_training_is_gone_on_from_too(tmp_path, whole, monkeypatch, capsys):
+    advance = Trainer.advance
+
+    def killed(self, batch, figures):
+        if self.stage.name == "generator" and self.step == 5:
+            raise RuntimeError("killed")
+        return advance(self, batch, figures)
+
+    monkeypatch.setattr(Trainer, "advance", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path, "generator", "kl", 8, run__save_every=2, generator__keep_at=[3])
+    monkeypatch.setattr(Trainer, "advance", advance)
+    capsys.readouterr()
+    more = train(tmp_path, "generator", "kl", 10, run__save_every=2, generator__keep_at=[3])
+    assert begun(capsys) == 4
+    assert same(whole["generator"][0], load_file(more / "generator/diffusion_pytorch_model.safetensors"))
+    assert (more / "snapshots/step-00000003/generator/config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"run__keep_state": False}, {}),
+        ({"generator__schedule": "cosine"}, {"generator__schedule": "cosine"}),
+        ({}, {"generator__batch_size": 4}),
+        ({}, {"generator__keep_at": [3]}),
+        ({}, {"seed": 1}),
+        ({"generator__steps": 12}, {}),
+    ],
+)
+def test_other_trainings_begin_anew(tmp_path, before, after, capsys):
+    """The state was not kept, other steps have other learning rates, another batch, a snapshot that was passed, another
+    seed, and a training that is longer already."""
+    train(tmp_path, "generator", "kl", 6, **before)
+    more = train(tmp_path, "generator", "kl", 8, **after)
+    assert begun(capsys) is None
+    assert read_done(more)["steps"] == 8
+
+
+def test_a_kill_while_the_state_is_taken_over_loses_nothing(tmp_path, whole, monkeypatch, capsys):
+    train(tmp_path, "generator", "kl", 6)
+    link = prolonging._link
+    monkeypatch.setattr(prolonging, "_link", lambda *of: (_ for _ in ()).throw(RuntimeError("killed")))
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path, "generator", "kl", 10)
+    monkeypatch.setattr(prolonging, "_link", link)
+    more = train(tmp_path, "generator", "kl", 10)
+    assert begun(capsys) == 6
+    assert same(whole["generator"][0], load_file(more / "generator/diffusion_pytorch_model.safetensors"))
+    assert logged(more) == whole["generator"][1]
+
+
+def test_a_training_that_another_process_runs_is_left_alone(tmp_path, monkeypatch, capsys):
+    few = train(tmp_path, "generator", "kl", 6)
+    locked = prolonging.locked
+    monkeypatch.setattr(prolonging, "locked", lambda folder, wait: locked(folder, wait) if folder != few else held())
+    train(tmp_path, "generator", "kl", 8)
+    assert begun(capsys) is None
+
+
+def held():
+    """What `locked` gives where another process holds the lock."""
+    return nullcontext(False)
+
+
+def test_a_damaged_network_is_written_again_from_the_state(tmp_path, monkeypatch, capsys):
+    few = train(tmp_path, "generator", "kl", 6)
+    weights = few / "generator/diffusion_pytorch_model.safetensors"
+    first = load_file(weights)
+    weights.unlink()
+    monkeypatch.setattr(Trainer, "advance", lambda *of: pytest.fail("trained again"))
+    train(tmp_path, "generator", "kl", 6)
+    assert "the stage is run again" in " ".join(capsys.readouterr().out.split())
+    assert same(first, load_file(weights))
+
+
+def test_a_plan_says_it(tmp_path, monkeypatch, capsys):
+    train(tmp_path, "generator", "kl", 6)
+    count_only(monkeypatch)
+    path = tiny.write(tmp_path, **FAST, generator__steps=9)
+    capsys.readouterr()
+    cli.main(["run", str(path), "--variant", "kl", "--dry-run"])
+    told = capsys.readouterr().out
+    assert "from step 6" in told
+    assert "begins anew" not in told
