@@ -102,7 +102,9 @@ class DiffusersTokenizer(FileSource):
             raise ValueError(f"pretrained: {self.path} is a tokenizer of dmvae; write {{type: dmvae, path: ...}}")
         cls = getattr(diffusers, name, None)
         if not (isinstance(cls, type) and issubclass(cls, ModelMixin) and hasattr(cls, "encode")):
-            where = "pretrained.model: " if self.model else f"pretrained: {self.path}: of the _class_name in config.json: "
+            where = (
+                "pretrained.model: " if self.model else f"pretrained: {self.path}: of the _class_name in config.json: "
+            )
             raise ValueError(
                 f"{where}diffusers {diffusers.__version__} has no autoencoder {name!r}{nearest(name, IMAGE_CLASSES)}"
             )
