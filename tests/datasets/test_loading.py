@@ -174,6 +174,24 @@ def test_a_pass_that_is_left_ends_its_workers():
     assert active_children() == []
 
 
+def test_ctrl_c_while_workers_start_is_not_lost(monkeypatch):
+    """Python drops what is raised in its own hooks around a fork, and a worker that it reaches would end itself."""
+    begin, lost = os.fork, []
+
+    def fork():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as stop:
+            lost.append(stop)
+        return begin()
+
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(KeyboardInterrupt):
+        list(passes(Bad(int), 2, 2, CPU))
+    assert lost == []
+    assert active_children() == []
+
+
 SCRIPT = """
 import multiprocessing, sys, time, torch
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -213,19 +214,27 @@ def test_a_folder_of_diffusers_opens_as_it_is(tmp_path):
         open_tokenizer(str(tmp_path / "kl"), 31)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text('{"_class_name": "UNet2DModel"}')
-    with pytest.raises(ValueError, match="has no autoencoder 'UNet2DModel'"):
+    with pytest.raises(ValueError, match=r"^/.*/other: of the _class_name .* has no autoencoder 'UNet2DModel'; known"):
         open_tokenizer(str(tmp_path / "other"), 16)
     for nowhere in ("nothing", "/nothing", "./no/thing"):
         with pytest.raises(ValueError, match="no tokenizer is here"):
             open_tokenizer(nowhere)
 
 
-def test_weights_of_another_model(tmp_path):
+def test_a_damaged_config_is_told_as_that(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is damaged: .* line 1 column 2 \(char 1\)$"):
+        DiffusersTokenizer(path=str(tmp_path)).resolve()
+
+
+def test_weights_of_another_model(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
     foreign.diffusers_model("AutoencoderKL").save_pretrained(tmp_path / "kl")
     foreign.diffusers_model("AutoencoderTiny").save_pretrained(tmp_path / "tiny")
     shutil.copy(tmp_path / "kl/diffusion_pytorch_model.safetensors", tmp_path / "tiny")
     with pytest.raises(ValueError, match=r"not the weights of this AutoencoderTiny: .* missing.* unknown"):
         adapt(DiffusersTokenizer(path=str(tmp_path / "tiny")), size=12, channels=3, pretrained=True)
+    assert not any("Some weights" in text for text in caplog.messages), "diffusers names every one"
 
 
 @pytest.mark.parametrize("kind", ["AutoencoderKL", "dmvae"])

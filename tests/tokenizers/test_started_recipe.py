@@ -278,6 +278,16 @@ def test_what_does_not_fit_is_said_before_any_stage(kind, tmp_path):
     assert not (tmp_path / "run/stages").exists()
 
 
+def test_a_random_target_is_refused_without_a_stage_that_such_a_recipe_cannot_have(tmp_path):
+    alignment = {"target": {"type": "conv", "width": 8, "stride": 2, "out_channels": 8}}
+    over = {"tokenizer": {"train_encoder": True, "steps": 2, "alignment": alignment}, "reference": None}
+    path = write(tmp_path, "AutoencoderKL", matching=None, decoder=None, **over)
+    with pytest.raises(
+        ValueError, match=r"would be random; .* an encoder with public weights \(type: timm or effnet\)$"
+    ):
+        tiny.run(path)
+
+
 def test_files_that_do_not_fit_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     reference = {"type": "features", "reduction": "pca"}

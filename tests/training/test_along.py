@@ -1,6 +1,8 @@
 """REPA-E's generator that trains along with the tokenizer: its average is kept, and the stage `generator` starts from
 it, or takes it as it is."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -8,11 +10,15 @@ from safetensors.torch import load_file
 import processes
 import tiny
 from dmvae import pipeline
+from dmvae.generators.flow import FlowModelConfig
 from dmvae.inputs import Inputs
 from dmvae.jobs import plan
 from dmvae.latents.store import LatentSet
+from dmvae.losses.alignment.repa_e import RepaE
+from dmvae.models.artifact import save_network
 from dmvae.recipe import load
 from dmvae.stages.tokenizer import TokenizerStage
+from dmvae.training import starting
 from dmvae.training.stage import Batch
 from dmvae.training.trainer import Trainer
 
@@ -90,6 +96,19 @@ def test_its_latents_are_normalised_as_it_saw_them(finished):
     z = torch.cat([LatentSet(finished / "latents/latents").__getitems__([i])[0] for i in range(48)])
     torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(4), atol=1e-2, rtol=0)
+
+
+def test_after_few_batches_too_the_latents_are_compared_with_these(tmp_path):
+    """Batch norm's averages begin at mean 0 and variance 1, and are mostly that after two batches."""
+    projection = RepaE(width=8, model=FlowModelConfig(**tiny.DIT)).projection((4, 3, 3), 3, 8)
+    z, told = 1 + 0.1 * torch.randn(64, 4, 3, 3), []
+    for _ in range(2):
+        projection.norm(z)
+    save_network(projection, tmp_path / "projection")
+    here = {"mean": z.mean((0, 2, 3)), "std": z.std((0, 2, 3))}
+    reads = {"tokenizer": tmp_path, "latents": tmp_path}
+    starting._along(SimpleNamespace(reads=reads, tensors=lambda *_: here, say=told.append))
+    assert told[0].endswith("by at most 0.00 standard deviations in the mean, and 0% in the standard deviation")
 
 
 @pytest.mark.slow

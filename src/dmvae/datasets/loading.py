@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess, parent_process
@@ -30,7 +31,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 from dmvae.datasets import Items
 from dmvae.runtime.ahead import ahead
 from dmvae.runtime.distributed import processors
-from dmvae.runtime.signals import SIGNALS
+from dmvae.runtime.signals import SIGNALS, signals
 
 T = TypeVar("T")
 PATIENCE = 600.0
@@ -110,6 +111,20 @@ class Loader(Generic[T]):
         return ahead(self._read()) if self.soon else self._read()
 
     def _read(self) -> Generator[T]:
+        with ExitStack() as stack:
+            # Else Ctrl-C would end a worker that does not ignore it yet, or be lost: Python drops what is raised in its
+            # own hooks around a fork.
+            with signals() as received:
+                iterator = self._begun()
+                stack.callback(_end, iterator)
+            if received:
+                signal.raise_signal(received[0])
+            while (batch := self._next(iterator)) is not _END:
+                if isinstance(batch, Problem):
+                    raise ValueError(batch.text) from RuntimeError(batch.trace)
+                yield cast("T", batch)
+
+    def _begun(self) -> _BaseDataLoaderIter:
         iterator = iter(
             DataLoader(
                 self.reader,  # type: ignore[arg-type]  # it has the methods that DataLoader calls
@@ -128,13 +143,7 @@ class Loader(Generic[T]):
             # else torch raises its own error anywhere in this process when a worker dies
             _remove_worker_pids(id(iterator))
             iterator._worker_pids_set = False
-        try:
-            while (batch := self._next(iterator)) is not _END:
-                if isinstance(batch, Problem):
-                    raise ValueError(batch.text) from RuntimeError(batch.trace)
-                yield cast("T", batch)
-        finally:
-            _end(iterator)
+        return iterator
 
     def _next(self, iterator: _BaseDataLoaderIter) -> object:
         begun = time.monotonic()

@@ -79,7 +79,8 @@ def encode_dataset(
                     first = start + sum(map(len, parts.get("labels", [])))
                     raise FloatingPointError(
                         f"{folder}: latents of {len(images)} images from number {first} on are not finite in {dtype}: "
-                        "the encoder's weights are damaged, or its latents too large (then set latents.dtype: float32)"
+                        "the encoder's weights are damaged"
+                        + (", or its latents too large: set latents.dtype: float32" if dtype == "float16" else "")
                     )
                 for name, values in (found | {"labels": labels}).items():
                     parts.setdefault(name, []).append(values)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
+from diffusers.models import modeling_utils
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -80,7 +82,10 @@ def load_strictly(cls: type[M], path: str | Path, **kwargs: object) -> M:
     only warns, and for whatever a damaged config makes the class's own code raise."""
     # from_pretrained returns a pair with output_loading_info
     read = cast("Callable[..., tuple[M, dict[str, list[object]]]]", cls.from_pretrained)
+    pages = logging.getLogger(modeling_utils.__name__)  # of names, in warnings of what is reported below
+    level = pages.level
     try:
+        pages.setLevel(logging.ERROR)
         model, info = read(
             path,
             torch_dtype=torch.float32,
@@ -94,6 +99,8 @@ def load_strictly(cls: type[M], path: str | Path, **kwargs: object) -> M:
         if cause_of(error, NoMember):
             what = f"{error}. One of a plugin is found once its file is named: --plugins FILE, or load_plugins([FILE])"
         raise ValueError(f"{path}: config and weights do not load as {cls.__name__}: {what}") from error
+    finally:
+        pages.setLevel(level)
     kinds = {"missing": "missing_keys", "unknown": "unexpected_keys", "of another shape": "mismatched_keys"}
     wrong = [f"{len(info[key])} {kind}, such as {min(map(str, info[key]))}" for kind, key in kinds.items() if info[key]]
     if wrong:

@@ -180,13 +180,14 @@ def _check(config: TokenizerTraining, inputs: Inputs, model: Tokenizer) -> None:
     if config.alignment is not None and target is None and source is not None:
         raise ValueError(
             "tokenizer.alignment.target: a `pretrained` tokenizer is aligned to another network's features; give an "
-            "encoder with public weights (type: timm)"
+            "encoder with public weights (type: timm or effnet)"
         )
     own = source is None and "encoder" not in inputs.reads and inputs.shape.encoder.starts_random
     if config.alignment is not None and (target.starts_random if target else own):
         raise ValueError(
             "tokenizer.alignment: its target, the frozen encoder, would be random; give tokenizer.alignment.target an "
-            "encoder with public weights (type: timm), or the recipe a stage `encoder`"
+            "encoder with public weights (type: timm or effnet)"
+            + ("" if source is not None else ", or the recipe a stage `encoder`")
         )
     if own and config.start == "pretrained" and config.train_encoder:
         raise ValueError(

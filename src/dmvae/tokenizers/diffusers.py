@@ -13,6 +13,7 @@ from dmvae.config import Values
 from dmvae.models.artifact import load_strictly
 from dmvae.models.base import Model
 from dmvae.registry import register
+from dmvae.runtime.files import read_json
 from dmvae.runtime.hub import hub
 from dmvae.spelling import close, nearest
 from dmvae.tokenizers.files import FileSource
@@ -66,6 +67,8 @@ class DiffusersTokenizer(FileSource):
             known = [folder.name for folder in here.parent.glob("*/")]
             like = nearest(here.name, known) if close(here.name, known) else ""
             raise ValueError(f"pretrained.path: no such folder: {path}{like}")
+        if (file := here / "config.json").is_file():
+            read_json(file, dict)  # names what is damaged
         try:
             with hub(here):
                 config = Model.load_config(path, **place)
@@ -99,9 +102,11 @@ class DiffusersTokenizer(FileSource):
             raise ValueError(f"pretrained: {self.path} is a tokenizer of dmvae; write {{type: dmvae, path: ...}}")
         cls = getattr(diffusers, name, None)
         if not (isinstance(cls, type) and issubclass(cls, ModelMixin) and hasattr(cls, "encode")):
+            where = (
+                "pretrained.model: " if self.model else f"pretrained: {self.path}: of the _class_name in config.json: "
+            )
             raise ValueError(
-                f"pretrained.model: diffusers {diffusers.__version__} has no autoencoder {name!r}"
-                + nearest(name, IMAGE_CLASSES)
+                f"{where}diffusers {diffusers.__version__} has no autoencoder {name!r}{nearest(name, IMAGE_CLASSES)}"
             )
         if name == "AutoencoderRAE" and importlib.util.find_spec("transformers") is None:
             raise ValueError('AutoencoderRAE needs the package transformers: pip install "dmvae[rae]"')

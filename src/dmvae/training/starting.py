@@ -179,8 +179,12 @@ def _along(inputs: Inputs) -> Given:
     tensors = _tensors(folder, values=True)
     if "latents" in inputs.reads:
         here = inputs.tensors("latents", f"latents/{STATISTICS}")
-        std = tensors["norm.running_var"].sqrt()
-        away = ((here["mean"] - tensors["norm.running_mean"]) / std).abs().max()
+        start = 0.9 ** int(
+            tensors["norm.num_batches_tracked"]
+        )  # the share that where averages begin, 0 and 1, still has
+        mean = tensors["norm.running_mean"] / (1 - start)
+        std = ((tensors["norm.running_var"] - start) / (1 - start)).clamp_min(1e-12).sqrt()
+        away = ((here["mean"] - mean) / std).abs().max()
         wider = (here["std"] / std).log().abs().max().exp() - 1
         inputs.say(
             "starts from the flow model of tokenizer.alignment; latents of a channel differ from those of its last "
