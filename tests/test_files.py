@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import processes
 from dmvae.runtime.files import (
@@ -309,3 +309,14 @@ def test_who_only_looks_whether_a_stage_runs_is_not_seen(tmp_path):
     os.close(looking)
     assert not held(tmp_path)
     assert not held(tmp_path / "none")
+
+
+def test_tensors_with_metadata_are_the_same_bytes_each_time(tmp_path):
+    """safetensors keeps its metadata in a hash map, whose order differs from file to file."""
+    x = {"b": torch.arange(3.0), "a": torch.zeros(2, dtype=torch.int64)}
+    metadata = {name: f'{name} ä \n\x1f"\\/\x7f' for name in ("first", "classes", "zeta", "statistics", "seven")}
+    for i in range(8):
+        write_tensors(tmp_path / f"{i}.safetensors", x, metadata)
+    assert len({(tmp_path / f"{i}.safetensors").read_bytes() for i in range(8)}) == 1
+    assert read_head(tmp_path / "0.safetensors") == metadata
+    assert all(torch.equal(x[name], value) for name, value in load_file(tmp_path / "0.safetensors").items())

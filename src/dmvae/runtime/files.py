@@ -221,9 +221,16 @@ def _json_checksum(values: object) -> int:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file."""
+    """Write a safetensors file, the same bytes each time: safetensors has its metadata in an order that changes."""
     with atomic_write(path) as part:
         save_file(tensors, part, metadata)
+        with part.open("r+b") as file:
+            length = int.from_bytes(file.read(8), "little")
+            found = json.loads(file.read(length))
+            header = json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+            assert len(header) <= length, "the same characters but the padding"
+            file.seek(8)
+            file.write(header.ljust(length))
 
 
 def read_head(path: Path) -> dict[str, str] | None:
