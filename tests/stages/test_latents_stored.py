@@ -197,7 +197,7 @@ def test_a_run_measures_the_stored_ones_to_its_end(tmp_path):
     assert {"knn", "linear_probe", "generator_loss", "gfd", "proxies"} <= found.keys()
     assert (run / "generator/pictures/step-00000006.png").exists()
     kept = {folder.name for folder in (run / "generator").iterdir() if folder.is_dir()}
-    assert kept == {"generator", "pictures"}
+    assert kept == {"checkpoints", "generator", "pictures"}
 
 
 @pytest.mark.slow
