@@ -10,7 +10,7 @@ from pathlib import Path
 ROWS = [
     ("entry", ["__main__", "__init__"], "python -m dmvae, import dmvae"),
     ("commands", ["cli", "library", "commands", "serve", "report"], "the command line, Python, the page and the table"),
-    ("run", ["pipeline", "tidying", "claims", "hindrances", "prolonging", "jobs"], "which stages run, in which folders"),
+    ("run", ["pipeline", "tidying", "claims", "hindrances", "prolonging", "jobs"], "which stages run, and where"),
     ("recipe", ["checks", "fitting", "idle", "recipe", "options"], "with which settings, and what is wrong with them"),
     ("method", ["stages", "matching", "references"], "what is computed"),
     ("training", ["training", "inputs", "blank", "latents"], "the loop; what a stage is given; encoded data"),
