@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -74,30 +75,24 @@ def prolong(job: Job) -> str:
         if not mine or not (folder / CHECKPOINTS / name).exists():  # another process trains it now
             return ""
         for beside in ("log.jsonl", "pictures", "tensorboard"):
-            _copy(folder / beside, job.folder / beside)
+            _take(folder / beside, job.folder / beside, shutil.copy)
         for of in kept_steps(folder):
             if of <= step:
-                _link(folder / snapshot(of), job.folder / snapshot(of))
-        _link(folder / CHECKPOINTS / name, job.folder / CHECKPOINTS / name)
+                _take(folder / snapshot(of), job.folder / snapshot(of), _link)
+        _take(folder / CHECKPOINTS / name, job.folder / CHECKPOINTS / name, _link)
     return f"goes on from step {step} of {folder}, which has the same settings but its number of steps"
 
 
-def _copy(there: Path, here: Path) -> None:
-    """Copy a file or folder that training adds to."""
+def _take(there: Path, here: Path, copy: Callable[[str, str], object]) -> None:
+    """Make `here` of a file or folder, unless it is there already."""
     if there.exists() and not here.exists():
         with atomic_write(here) as part:
-            shutil.copytree(there, part) if there.is_dir() else shutil.copy(there, part)
+            shutil.copytree(there, part, copy_function=copy) if there.is_dir() else copy(str(there), str(part))
 
 
-def _link(there: Path, here: Path) -> None:
-    """Give a folder of files that nobody changes a second name, which takes no space where the disk has hard links."""
-
-    def link(old: str, new: str) -> None:
-        try:
-            os.link(old, new)
-        except OSError:
-            shutil.copy(old, new)
-
-    if not here.exists():
-        with atomic_write(here) as part:
-            shutil.copytree(there, part, copy_function=link)
+def _link(old: str, new: str) -> None:
+    """Give a file that nobody changes a second name, which takes no space; copy it where the disk has no hard links."""
+    try:
+        os.link(old, new)
+    except OSError:
+        shutil.copy(old, new)

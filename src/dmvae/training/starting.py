@@ -179,9 +179,8 @@ def _along(inputs: Inputs) -> Given:
     tensors = _tensors(folder, values=True)
     if "latents" in inputs.reads:
         here = inputs.tensors("latents", f"latents/{STATISTICS}")
-        start = 0.9 ** int(
-            tensors["norm.num_batches_tracked"]
-        )  # the share that where averages begin, 0 and 1, still has
+        # batch norm's averages begin at 0 and 1, which have this share of them still (its momentum is 0.1)
+        start = 0.9 ** int(tensors["norm.num_batches_tracked"])
         mean = tensors["norm.running_mean"] / (1 - start)
         std = ((tensors["norm.running_var"] - start) / (1 - start)).clamp_min(1e-12).sqrt()
         away = ((here["mean"] - mean) / std).abs().max()
