@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dmvae.config import Values
 from dmvae.models.dit import SIZES
 from dmvae.models.sit import SiT
-from dmvae.models.transformer import TimeEmbedder
+from dmvae.models.transformer import TimeEmbedder, time_frequencies
 from dmvae.runtime.weights import Shapes, count, mlp_ratio, require_shapes, square
 
 SIGN = "blocks.0.mlp.fc1.weight"
@@ -117,8 +117,9 @@ def turn(model: SiT) -> None:
     """
     times, last = model.t_embedder, model.final_layer.linear
     assert isinstance(times, TimeEmbedder)
-    layer, f = times.mlp[0], times.frequencies.double()
+    layer = times.mlp[0]
     assert isinstance(layer, nn.Linear)
+    f = time_frequencies(layer.weight.device).double()
     assert isinstance(last, nn.Linear)
     of_cos, of_sin = layer.weight.double().chunk(2, dim=1)
     turned = (of_cos * f.cos() + of_sin * f.sin(), of_cos * f.sin() - of_sin * f.cos())

@@ -91,7 +91,7 @@ class PatchEmbedder(nn.Module):
 
     def __init__(self, in_channels: int, patch_size: int, width: int):
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
+        self.proj = CastingConv2d(in_channels, width, patch_size, stride=patch_size)
 
     def forward(self, z_bchw: Tensor) -> Tensor:
         return self.proj(z_bchw).flatten(2).transpose(1, 2)
@@ -100,16 +100,20 @@ class PatchEmbedder(nn.Module):
 class TimeEmbedder(nn.Module):
     """MLP of 128 cosines and 128 sines of t in [0, 1]; t is not scaled up to a thousand steps."""
 
-    frequencies: Tensor
-
     def __init__(self, width: int):
         super().__init__()
         self.mlp = nn.Sequential(CastingLinear(256, width), nn.SiLU(), nn.Linear(width, width))
-        self.register_buffer("frequencies", 10000.0 ** (-torch.arange(128) / 128), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        angles = t[:, None].to(self.frequencies.dtype) * self.frequencies
+        # In float32 whatever the weights are: bf16 would round t to 1/256, by which noise levels near data differ. So
+        # frequencies are no buffer, which would be rounded with the weights.
+        angles = t.float()[:, None] * time_frequencies(t.device)
         return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1))
+
+
+def time_frequencies(device: torch.device) -> Tensor:
+    """[128], float32, of `TimeEmbedder`: from 1 towards 1e-4."""
+    return 10000.0 ** (-torch.arange(128, device=device) / 128)
 
 
 class LabelEmbedder(nn.Module):
@@ -149,6 +153,13 @@ class Linear32(nn.Linear):
 
 class CastingLinear(nn.Linear):
     """A Linear that takes inputs of any dtype and computes in that of its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class CastingConv2d(nn.Conv2d):
+    """A convolution that takes inputs of any dtype and computes in that of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype))
