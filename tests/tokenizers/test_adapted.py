@@ -123,6 +123,15 @@ def test_half_precision_takes_images_and_latents_of_float32(kind, tmp_path):
     assert z.dtype == model.decode(z.float()).sample.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("kind", ["ours", "AutoencoderKL"])
+def test_float32_takes_images_and_latents_of_half_precision_with_gradients_too(kind, tmp_path):
+    model = foreign.own_model() if kind == "ours" else adapted(kind, tmp_path)
+    images = (torch.rand(1, 3, 12, 12) * 2 - 1).bfloat16()
+    z = model.encode(images).latents
+    assert torch.equal(z, model.encode(images.float()).latents)
+    assert model.decode(z.bfloat16()).sample.dtype == torch.float32
+
+
 def test_slicing_and_tiling_are_the_network_s(tmp_path):
     model = adapted("AutoencoderKL", tmp_path)
     inner = model.network.model

@@ -140,7 +140,7 @@ class AdaptedTokenizer(Tokenizer):
     def encode(self, x: Tensor, rng: torch.Generator | None = None) -> EncoderOutput:
         self.check_images(x)
         spreads = self._network_spreads
-        own = x if self.dtype is torch.float32 else x.to(self.dtype)
+        own = x.to(self.dtype)
         known = self.network.posterior(own) if spreads else PointDistribution(self.network.encode(own))
         return self._output(known, x, rng)
 
@@ -151,10 +151,11 @@ class AdaptedTokenizer(Tokenizer):
     @apply_forward_hook
     def decode(self, z: Tensor) -> DecoderOutput:
         self.check_latents(z)
+        z = z.to(self.dtype)
         if torch.is_grad_enabled():
-            return DecoderOutput(sample=self.network.decode(z if self.dtype is torch.float32 else z.to(self.dtype)))
+            return DecoderOutput(sample=self.network.decode(z))
         with full_precision(z), without_tf32(z.device):  # as our Autoencoder's, or figures would not compare
-            return DecoderOutput(sample=self.network.decode(z.to(self.dtype)))
+            return DecoderOutput(sample=self.network.decode(z))
 
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")

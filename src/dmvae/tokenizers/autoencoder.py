@@ -193,8 +193,7 @@ class Autoencoder(Tokenizer):
         return features, z.permute(0, 3, 1, 2)
 
     def _encode(self, x: Tensor, rng: torch.Generator | None) -> Tensor:
-        dtype = self.decoder.last_layer.dtype
-        features, latents = self.describe(x if dtype is torch.float32 else x.to(dtype))
+        features, latents = self.describe(x.to(self.decoder.last_layer.dtype))
         if self.editor is None:
             return latents
         mu = self.editor.normalize(latents)
@@ -202,14 +201,13 @@ class Autoencoder(Tokenizer):
         return self.editor(features, latents, y)
 
     def _decode(self, z: Tensor) -> Tensor:
-        dtype = self.decoder.last_layer.dtype
-        if torch.is_grad_enabled():  # drawn latents are float32 even where weights are in half precision
-            return self.decoder(z if dtype is torch.float32 else z.to(dtype))
+        z = z.to(self.decoder.last_layer.dtype)  # drawn latents are float32 even where weights are in half precision
+        if torch.is_grad_enabled():
+            return self.decoder(z)
         # Images to look at and to measure are decoded in the weights' own precision, without autocast: rounding to bf16
         # in some thirty convolutions costs 1 to 2 grey levels, and would make PSNR depend on the hardware. TF32, which
         # rounds to 11 bits, is off for the same reason.
         with full_precision(z), without_tf32(z.device):
-            z = z.to(dtype)
             return self.decoder.decode_tiled(z, self.tile) if self.use_tiling else self.decoder(z)
 
     def _sliced(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
