@@ -29,6 +29,8 @@ def test_conv_features_depend_on_their_own_image_only():
 def test_a_stride_that_the_levels_overshoot_is_an_error():
     with pytest.raises(ValueError, match="stride 2 must be a multiple of 4"):
         ConvEncoder(multipliers=(1, 2, 2), stride=2)
+    with pytest.raises(ValueError, match="multipliers: give at least one"):
+        ConvEncoder(multipliers=())
 
 
 @pytest.mark.parametrize(

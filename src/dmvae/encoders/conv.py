@@ -31,8 +31,10 @@ class ConvEncoder(EncoderConfig):
     """Image pixels per feature, along each side. The first convolution has the stride that the levels do not reach."""
 
     def __post_init__(self) -> None:
+        if not self.multipliers:
+            raise ValueError("multipliers: give at least one")
         halvings = 2 ** (len(self.multipliers) - 1)
-        if not self.multipliers or self.stride < halvings or self.stride % halvings:
+        if self.stride < halvings or self.stride % halvings:
             raise ValueError(
                 f"stride {self.stride} must be a multiple of {halvings}, which {len(self.multipliers)} levels reach; "
                 "change stride or the number of multipliers"
