@@ -138,18 +138,18 @@ def test_of_wide_latents_no_more_samples_are_drawn_than_are_compared(monkeypatch
 @pytest.mark.slow
 def test_a_picture_shows_latents_beside_what_they_are_compared_with(tmp_path, monkeypatch, quick):
     monkeypatch.setattr("dmvae.report.latent_map.POINTS", 60)
-    for name, classes in (("a", True), ("b", False)):
+    for name, classes in (("$a$", True), ("b", False)):
         z, labels = drawn(200, apart=6.0)
         (tmp_path / name).mkdir()
         save_file({"latents": z} | ({"labels": labels} if classes else {}), tmp_path / name / "x.safetensors")
-    for words in (("a",), ("b", "a")):
+    for words in (("$a$",), ("b", "$a$")):
         file = tmp_path / f"{len(words)}.svg"
         paths = [str(tmp_path / word) for word in words]
         cli.main(["measure", "latents", *paths, "--picture", str(file), "--json", str(tmp_path / "scores.json")])
         shown = file.read_text()
-        assert f"beside {f'{tmp_path.name}/a' if paths[1:] else 'a standard Gaussian'}" in shown
+        assert f"beside {f'{tmp_path.name}/$a$' if paths[1:] else 'a standard Gaussian'}" in shown
         for colour in class_colours([0, 1, 2]).values():
-            assert (colour in shown) == (words == ("a",))
+            assert (colour in shown) == (words == ("$a$",))
     assert '"picture"' not in (tmp_path / "scores.json").read_text()  # else --check would draw again
 
 
