@@ -126,6 +126,14 @@ def test_uniformity_is_of_a_vector_of_each_latent_and_by_channel(tmp_path, capsy
     assert "takes no --uniformity" in complain(capsys, "measure", "folder", tmp_path, tmp_path, "--uniformity")[1]
 
 
+def test_uniformity_of_collapsed_latents_is_refused():
+    """t-SNE would end the process, or make a line of which there is no density."""
+    z, along = drawn(100)[0], torch.arange(100.0).view(-1, 1, 1, 1)
+    for flat, rank in ((torch.ones_like(z), 0), (z[:, :1], 1), (along.expand(100, 4, 2, 2), 1)):
+        with pytest.raises(ValueError, match=f"vary in 2 directions, and these vary in {rank}; leave it out"):
+            uniformity(flat)
+
+
 @pytest.mark.slow
 def test_of_wide_latents_no_more_samples_are_drawn_than_are_compared(monkeypatch):
     z = torch.randn(40, 4, 2, 2)
