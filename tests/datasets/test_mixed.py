@@ -80,3 +80,4 @@ def test_some_items_are_evenly_spaced_unless_that_would_be_a_choice_of_classes()
     assert torch.equal(spaced(by_turns, 9000), torch.arange(4000)), "all, where there are no more"
     assert len(spaced(by_turns, 2000)) == len(stratified(by_turns, 2000)) == 2000
     assert len(spaced(by_turns[:0], 5)) == 0
+    assert int(spaced(torch.zeros(1, dtype=torch.int64).expand(2**24 + 4), 2)[-1]) == 2**24 + 3

@@ -124,6 +124,12 @@ def test_names_of_classes(shards, tmp_path):
         r"x-train-000\.tar, member 0002\.png: label 2 is not in 0 to 1, the classes of data\.classes",
         classes=("a", "b"),
     )
+    fails(
+        shards,
+        r"member 0001\.png: its \.cls holds '1', which data\.classes has as the name of class 2: write that number",
+        classes=("0", "2", "1"),
+    )
+    assert open_split(shards, classes=("0", "1", "2")).labels[:4].tolist() == [0, 1, 2, 0]
     fails(shards, r"data\.classes: .*nowhere.txt cannot be read", classes="nowhere.txt")
     fails(shards, r"data\.classes: names no class", classes=())
 

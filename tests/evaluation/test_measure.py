@@ -94,6 +94,20 @@ def test_of_few_images_what_lies_apart_looks_alike_and_is_told():
         assert precision(100) == pytest.approx(precision(1000), abs=0.15)
 
 
+def test_figures_by_class_need_the_same_classes_and_more_than_one():
+    def measured(labels, classes):
+        x, y = gaussians(100)
+        for features, of in ((x, "ab"), (y, classes)):
+            features.labels, features.manifest["images"] = labels, {"classes": of}
+        return measure_sets(x, y, parts=["manifold", "per-class"]).metrics.keys()
+
+    two, by_class = torch.arange(100) % 2, {"agreement_x", "agreement-real_x", "fd-per-class_x"}
+    assert by_class & measured(two, "ab")
+    assert not by_class & measured(torch.ones_like(two), "ab")
+    with pytest.warns(UserWarning, match="figures by class left out"):
+        assert not by_class & measured(two, "ba")
+
+
 def test_a_set_beside_itself(extractor, data):
     real, _ = sets(extractor, data)
     metrics = measure_sets(real, real).metrics

@@ -180,6 +180,8 @@ def test_class_share_is_unbiased_and_bounded():
     assert abs(float(noise.mean())) < 0.02
     assert 0.2 < float(class_share(z, labels)) < 0.8
     assert float(class_share(z[:3][labels], labels)) == pytest.approx(1, abs=1e-6)
+    assert float(class_share(z, torch.arange(len(z)))) == 0, "a class of one latent shows no variance within"
+    assert float(class_share(torch.ones_like(z), labels)) == 0, "no variance, and so none that labels explain"
 
 
 def test_neighbour_distance_knows_repetition_and_dimension():

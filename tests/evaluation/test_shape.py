@@ -126,6 +126,14 @@ def test_uniformity_is_of_a_vector_of_each_latent_and_by_channel(tmp_path, capsy
     assert "takes no --uniformity" in complain(capsys, "measure", "folder", tmp_path, tmp_path, "--uniformity")[1]
 
 
+def test_uniformity_of_collapsed_latents_is_refused():
+    """t-SNE would end the process, or make a line of which there is no density."""
+    z, along = drawn(100)[0], torch.arange(100.0).view(-1, 1, 1, 1)
+    for flat, rank in ((torch.ones_like(z), 0), (z[:, :1], 1), (along.expand(100, 4, 2, 2), 1)):
+        with pytest.raises(ValueError, match=f"vary in 2 directions, and these vary in {rank}; leave it out"):
+            uniformity(flat)
+
+
 @pytest.mark.slow
 def test_of_wide_latents_no_more_samples_are_drawn_than_are_compared(monkeypatch):
     z = torch.randn(40, 4, 2, 2)
@@ -138,18 +146,18 @@ def test_of_wide_latents_no_more_samples_are_drawn_than_are_compared(monkeypatch
 @pytest.mark.slow
 def test_a_picture_shows_latents_beside_what_they_are_compared_with(tmp_path, monkeypatch, quick):
     monkeypatch.setattr("dmvae.report.latent_map.POINTS", 60)
-    for name, classes in (("a", True), ("b", False)):
+    for name, classes in (("$a$", True), ("b", False)):
         z, labels = drawn(200, apart=6.0)
         (tmp_path / name).mkdir()
         save_file({"latents": z} | ({"labels": labels} if classes else {}), tmp_path / name / "x.safetensors")
-    for words in (("a",), ("b", "a")):
+    for words in (("$a$",), ("b", "$a$")):
         file = tmp_path / f"{len(words)}.svg"
         paths = [str(tmp_path / word) for word in words]
         cli.main(["measure", "latents", *paths, "--picture", str(file), "--json", str(tmp_path / "scores.json")])
         shown = file.read_text()
-        assert f"beside {f'{tmp_path.name}/a' if paths[1:] else 'a standard Gaussian'}" in shown
+        assert f"beside {f'{tmp_path.name}/$a$' if paths[1:] else 'a standard Gaussian'}" in shown
         for colour in class_colours([0, 1, 2]).values():
-            assert (colour in shown) == (words == ("a",))
+            assert (colour in shown) == (words == ("$a$",))
     assert '"picture"' not in (tmp_path / "scores.json").read_text()  # else --check would draw again
 
 

@@ -1,6 +1,7 @@
 """The measure of arrival: 1 by chance, words for what it sees, and no luck in it."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,6 +60,12 @@ def test_narrow_latents_are_on_the_way(reference, quick):
     assert found.token_accuracy > 0.7
     assert found.spread == pytest.approx(0.5, abs=0.03)
     assert re.fullmatch("on the way: .* at [0-9.]+ times chance, where 2 is arrival", found.verdict)
+
+
+def test_what_is_just_above_a_limit_is_not_rounded_to_it(reference, untrained):
+    found = replace(measure(normal(512, 4, 2, 2), reference), whole=1.0, token=1.0, pair=1.0, token_accuracy=0.5)
+    assert "tokens at 2.01 times chance, where 2" in replace(found, token=2.004).verdict
+    assert "60.1% of the tokens told apart, where 60%" in replace(found, token_accuracy=0.6004).verdict
 
 
 def test_few_directions_do_not_compare(reference, untrained):

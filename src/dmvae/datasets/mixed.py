@@ -48,7 +48,9 @@ def stratified(labels: Tensor, count: int) -> Tensor:
 def spaced(labels: Tensor, count: int) -> Tensor:
     """Indices, int64 [min(count, n)], ascending, of items with labels int64 [n]: evenly spaced. Where that would miss
     classes, as when classes alternate and every k-th item is of a few of them, those of `stratified`."""
-    found = torch.linspace(0, len(labels) - 1, min(count, len(labels))).long()
+    # float32 has not every number from 2^24 on; below, it keeps the choices of earlier versions
+    dtype = torch.float32 if len(labels) <= 2**24 else torch.float64
+    found = torch.linspace(0, len(labels) - 1, min(count, len(labels)), dtype=dtype).long()
     highest = int(labels.max()) if len(labels) else 0
     gap = _shares(labels[found], highest) - _shares(labels, highest)
     return found if gap.abs().sum() < UNLIKE else stratified(labels, count)

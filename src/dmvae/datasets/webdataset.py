@@ -145,7 +145,8 @@ class Members:
 
     def set_labels(self, index: list[Samples], classes: tuple[str, ...], extension: str, numbers: bool) -> None:
         """Set labels from their texts: class names and, with `numbers`, their numbers: whoever wrote numbers beside
-        names may have counted otherwise. Raises ValueError naming one that is neither."""
+        names may have counted otherwise. Raises ValueError naming one that is neither, or the number of one class and
+        the name of another."""
         places = {name: number for number, name in enumerate(classes)}
         texts = [text for samples in index for text in samples.labels]
         found: list[int] = []
@@ -156,6 +157,11 @@ class Members:
                 raise ValueError(
                     f"{self.where(row)}: its .{extension} holds {texts[at][:60]!r}, {what}"
                     f"{nearest(texts[at][:60], list(places)[:20])}"
+                )
+            if number is not None and places.get(texts[at], number) != number:
+                raise ValueError(
+                    f"{self.where(row)}: its .{extension} holds {texts[at]!r}, which data.classes has as the name of "
+                    f"class {places[texts[at]]}: write that number there, or give the class a name that is no number"
                 )
             found.append(places[texts[at]] if number is None else number)
         self.labels = torch.tensor(found, dtype=torch.int64)

@@ -193,7 +193,7 @@ def same_classes(real: FeatureSet, fake: FeatureSet) -> bool:
     a, b = (s.manifest["images"].get("classes") for s in (real, fake))
     if a is not None and b is not None and a != b:
         warnings.warn(
-            "distances within classes left out: the two sets have classes of other names or in another order",
+            "figures by class left out: the two sets have classes of other names or in another order",
             stacklevel=4,
         )
         return False

@@ -90,12 +90,14 @@ def class_share(z: Tensor, labels: Tensor) -> Tensor:
 
         1 - (scatter within classes / (n - classes)) / (scatter about the mean / (n - 1))
 
-    0 on average for labels that say nothing, 1 where each class is one point.
+    0 on average for labels that say nothing, 1 where each class is one point; 0 where no class has two latents, and
+    where all latents are the same.
     """
     z = z.detach().float()
     rest, free = _residuals(z, labels)
     total = (z - z.mean(0)).square().sum() / max(1, len(z) - 1)
-    return 1 - rest.square().sum() / free.clamp_min(1) / total.clamp_min(1e-30)
+    share = 1 - rest.square().sum() / free.clamp_min(1) / total.clamp_min(1e-30)
+    return torch.where((free > 0.5) & (total > 0), share, 0.0)
 
 
 def online_proxies(z: Tensor, labels: Tensor, decode: Decode | None = None, images: int = 16) -> dict[str, Tensor]:

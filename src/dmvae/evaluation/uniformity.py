@@ -17,7 +17,8 @@ def uniformity(z: Tensor) -> dict[str, float]:
     points of a plane, which t-SNE makes of a vector [C] of each latent, from a place that is drawn.
 
     Vectors are normalised by the mean and the deviation of each channel of z. A function of z; another order of the
-    latents draws other places. Raises ValueError for fewer than LEAST latents, and without scikit-learn.
+    latents draws other places. Raises ValueError for fewer than LEAST latents, for vectors along a single line, and
+    without scikit-learn.
     """
     if len(z) < LEAST:
         raise ValueError(f"uniformity: a map of {len(z)} latents says nothing; give at least {LEAST}")
@@ -27,6 +28,10 @@ def uniformity(z: Tensor) -> dict[str, float]:
         raise ValueError('uniformity: t-SNE needs scikit-learn: pip install "dmvae[report]"') from error
     places = torch.randint(z[0, 0].numel(), (len(z),), generator=torch.Generator().manual_seed(0))
     vectors = normalised(z, z).flatten(2)[torch.arange(len(z)), :, places]
+    if (rank := int(torch.linalg.matrix_rank(vectors - vectors.mean(0)))) < 2:  # t-SNE divides by their spread
+        raise ValueError(
+            f"uniformity: a map needs vectors that vary in 2 directions, and these vary in {rank}; leave it out"
+        )
     # scikit-learn's defaults, as in the authors' tool: its figures depend on them
     return density_figures(TSNE(random_state=0).fit_transform(vectors.numpy()))
 

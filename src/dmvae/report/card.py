@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -37,7 +38,7 @@ def card(job: Job, stages: dict[str, Job], recipe: str, pictures: dict[str, str]
         if metrics
         else "It was not measured: the recipe has no `evaluate` section, or the stage has not run.\n"
     )
-    shows = "".join(f"\n![{text}]({name})" for name, text in pictures.items()) + ("\n" if pictures else "")
+    shows = "".join(f"\n![{_as_it_is(text)}]({name})" for name, text in pictures.items()) + ("\n" if pictures else "")
     tokenizer = tokenizer_class(require_intact(stages["latents"].folder / "autoencoder"))
     return f"""---
 {_head(job, metrics, pictures)}---
@@ -76,6 +77,11 @@ pipeline, with FOLDER = `huggingface_hub.snapshot_download(HUB_ID)` from a hub. 
 ```yaml
 {recipe}```
 """
+
+
+def _as_it_is(text: str) -> str:
+    """A class name, which may be anything, as Markdown shows it unchanged."""
+    return re.sub(r"[\\`*_\[\]<>&]", r"\\\g<0>", " ".join(text.split()))
 
 
 def _head(job: Job, metrics: Values, pictures: dict[str, str]) -> str:

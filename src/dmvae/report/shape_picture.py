@@ -51,9 +51,13 @@ def draw_shape(path: Path, z: Tensor, labels: Tensor | None, reference: Tensor |
         _map(where, here[:count], None if labels is None else labels[order][:count], there[:count])
         _eigenvalues(how, here[:count], there[:count])
         _values(what, here[:count], there[:count])
-        how.legend(handles=[how.lines[1], how.lines[0]], labels=[name, beside], frameon=False, loc="lower left")
+        legend = how.legend(
+            handles=[how.lines[1], how.lines[0]], labels=[name, beside], frameon=False, loc="lower left"
+        )
         size = "x".join(map(str, z.shape[1:]))
-        figure.suptitle(f"{len(z):,} latents {size} of {name}, beside {beside}")
+        title = figure.suptitle(f"{len(z):,} latents {size} of {name}, beside {beside}")
+        for text in (*legend.get_texts(), title):
+            text.set_parse_math(False)  # names of folders may hold $
         figure.savefig(path, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
 
 

@@ -69,9 +69,11 @@ class Arrival:
         if self.rank < FILLED * self.reference_rank:
             return "not comparable: the reference has more dimensions than the encoder fills"
         distance, view = max((self.whole, "whole latents"), (self.token, "tokens"), (self.pair, "pairs of tokens"))
+        # never rounded to the limit itself, which would be arrival
         if distance > NEAR:
-            return f"on the way: {view} at {distance:.2f} times chance, where {NEAR:g} is arrival"
-        return f"on the way: {self.token_accuracy:.1%} of the tokens told apart, where {TOLD:.0%} is arrival"
+            return f"on the way: {view} at {max(distance, NEAR + 0.01):.2f} times chance, where {NEAR:g} is arrival"
+        told = max(self.token_accuracy, TOLD + 0.001)
+        return f"on the way: {told:.1%} of the tokens told apart, where {TOLD:.0%} is arrival"
 
     def figures(self) -> dict[str, float]:
         """What tables show of it, by the keys of `dmvae.evaluation.other_figures`."""

@@ -50,7 +50,7 @@ class Sets:
     def labelled(self) -> bool:
         """Whether both sets have labels, and more than one class."""
         real, fake = self.real.labels, self.fake.labels
-        return real is not None and fake is not None and bool(real.any())
+        return real is not None and fake is not None and len(real.unique()) > 1
 
 
 @dataclass(frozen=True)
