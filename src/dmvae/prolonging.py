@@ -8,6 +8,7 @@ whose fingerprint it would have with the other's number of steps.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dmvae.config import Values
-from dmvae.inputs import kept_steps, snapshot
+from dmvae.inputs import kept_steps
 from dmvae.jobs import Job, plan
 from dmvae.runtime.files import atomic_write, locked, read_json
 from dmvae.training.checkpoint import PLANNED, steps
@@ -31,7 +32,7 @@ def shorter(job: Job) -> tuple[Path, int] | None:
         return None
     if steps(job.folder / CHECKPOINTS):
         return None
-    section, best, there = job.recipe.section(job.stage), None, 0
+    section, every, best, there = job.recipe.section(job.stage), job.recipe.run.keep_every, None, 0
     planned = set[int]()
     for file in job.folder.parent.glob(f"{job.stage.name}-*/{CHECKPOINTS}/{PLANNED}"):
         with suppress(OSError, ValueError, KeyError):
@@ -42,7 +43,7 @@ def shorter(job: Job) -> tuple[Path, int] | None:
             folder = _folder(job, other)
             kept = kept_steps(folder)
             for step in steps(folder / CHECKPOINTS):
-                asked = {of for of in section.keep_at if of < step}  # its own is made of the checkpoint
+                asked = {of for of in range(1, step) if section.keeps(of, every)}  # its own is made of the checkpoint
                 if there < step <= section.steps and asked.issubset(kept) and _same_rates(section, other, step):
                     best, there = (folder, step), step
     return best
@@ -64,28 +65,28 @@ def _same_rates(section: TrainingConfig, other: TrainingConfig, until: int) -> b
 
 
 def prolong(job: Job) -> str:
-    """Give the job's folder, which this process has locked, the checkpoint that `shorter` finds, and with it the log,
-    pictures and snapshots so far; returns what was done, in words, "" for nothing. A kill meanwhile leaves no
-    checkpoint, and the next run does it again."""
+    """Give the job's folder, which this process has locked, the checkpoint that `shorter` finds and older ones, in case
+    that is damaged, and with it the log, pictures and snapshots so far, in place of those of an own start that came to
+    no checkpoint; returns what was done, in words, "" for nothing. A kill meanwhile leaves no checkpoint, and the next
+    run does it again."""
     if (found := shorter(job)) is None:
         return ""
     folder, step = found
     with locked(folder, wait=False) as mine:
-        name = f"step-{step:08d}"
-        if not mine or not (folder / CHECKPOINTS / name).exists():  # another process trains it now
+        if not mine or step not in steps(folder / CHECKPOINTS):  # another process trains it now
             return ""
-        for beside in ("log.jsonl", "pictures", "tensorboard"):
+        for beside in ("log.jsonl", "tensorboard"):
             _take(folder / beside, job.folder / beside, shutil.copy)
-        for of in kept_steps(folder):
-            if of <= step:
-                _take(folder / snapshot(of), job.folder / snapshot(of), _link)
-        _take(folder / CHECKPOINTS / name, job.folder / CHECKPOINTS / name, _link)
+        for kind in ("pictures", "snapshots", CHECKPOINTS):  # checkpoints last, the newest first
+            for of in sorted(folder.glob(f"{kind}/step-*"), reverse=True):
+                if (at := re.fullmatch(r"step-(\d+)(\.png)?", of.name)) and int(at[1]) <= step:
+                    _take(of, job.folder / kind / of.name, _link)
     return f"goes on from step {step} of {folder}, which has the same settings but its number of steps"
 
 
 def _take(there: Path, here: Path, copy: Callable[[str, str], object]) -> None:
-    """Make `here` of a file or folder, unless it is there already."""
-    if there.exists() and not here.exists():
+    """Make `here` of a file or folder, if there is one."""
+    if there.exists():
         with atomic_write(here) as part:
             shutil.copytree(there, part, copy_function=copy) if there.is_dir() else copy(str(there), str(part))
 

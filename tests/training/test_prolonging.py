@@ -1,6 +1,7 @@
 """A training of more steps goes on from one of fewer, and ends where it would have ended without it."""
 
 import json
+import shutil
 from contextlib import nullcontext
 
 import pytest
@@ -71,23 +72,60 @@ def test_more_steps_go_on_where_fewer_ended_and_end_as_if_they_had_not(tmp_path,
     assert steps(few / "checkpoints") == [6], "the shorter training can be gone on from again"
 
 
-def test_an_interrupted_training_is_gone_on_from_too(tmp_path, whole, monkeypatch, capsys):
+def killed(folder, count, at, **over):
+    """Train the generator for so many steps, and kill it at step `at`; returns its folder."""
     advance = Trainer.advance
 
-    def killed(self, batch, figures):
-        if self.stage.name == "generator" and self.step == 5:
+    def dies(self, batch, figures):
+        if self.stage.name == "generator" and self.step == at:
             raise RuntimeError("killed")
         return advance(self, batch, figures)
 
-    monkeypatch.setattr(Trainer, "advance", killed)
-    with pytest.raises(RuntimeError, match="killed"):
-        train(tmp_path, "generator", "kl", 8, run__save_every=2, generator__keep_at=[3])
-    monkeypatch.setattr(Trainer, "advance", advance)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "advance", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(folder, "generator", "kl", count, **over)
+    return next(file.parents[1] for file in folder.glob("run/stages/generator-*/checkpoints/planned.json"))
+
+
+def test_an_interrupted_training_is_gone_on_from_too(tmp_path, whole, capsys):
+    killed(tmp_path, 8, 5, run__save_every=2, generator__keep_at=[3])
     capsys.readouterr()
     more = train(tmp_path, "generator", "kl", 10, run__save_every=2, generator__keep_at=[3])
     assert begun(capsys) == 4
     assert same(whole["generator"][0], load_file(more / "generator/diffusion_pytorch_model.safetensors"))
     assert (more / "snapshots/step-00000003/generator/config.json").is_file()
+
+
+def test_a_damaged_state_gives_way_to_the_one_before_it(tmp_path, whole, capsys):
+    few = killed(tmp_path, 8, 5, run__save_every=2)
+    file = next((few / "checkpoints/step-00000004").glob("*.distcp"))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="trying the checkpoint before it"):
+        more = train(tmp_path, "generator", "kl", 10, run__save_every=2)
+    assert "resumes at step 2 of 10" in capsys.readouterr().out
+    assert same(whole["generator"][0], load_file(more / "generator/diffusion_pytorch_model.safetensors"))
+    assert logged(more) == whole["generator"][1]
+
+
+def test_what_an_own_start_without_a_checkpoint_left_is_replaced(tmp_path, whole, capsys):
+    over = {"run__picture_every": 2, "generator__keep_at": [3]}
+    more = killed(tmp_path, 10, 3, **over)
+    shutil.rmtree(more / "snapshots/step-00000003/generator")  # killed while it was written
+    train(tmp_path, "generator", "kl", 6, **over)
+    capsys.readouterr()
+    train(tmp_path, "generator", "kl", 10, **over)
+    assert begun(capsys) == 6
+    assert logged(more) == whole["generator"][1]
+    assert [int(file.stem[5:]) for file in sorted(more.glob("pictures/*"))] == [2, 4, 6, 8, 10]
+    assert (more / "snapshots/step-00000003/generator/config.json").is_file()
+
+
+def test_pictures_of_later_steps_are_not_taken(tmp_path):
+    longer = killed(tmp_path, 10, 5, run__save_every=3, run__picture_every=1)
+    few = train(tmp_path, "generator", "kl", 3, run__picture_every=1)
+    assert few != longer
+    assert [int(file.stem[5:]) for file in sorted(few.glob("pictures/*"))] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -97,12 +135,13 @@ def test_an_interrupted_training_is_gone_on_from_too(tmp_path, whole, monkeypatc
         ({"generator__schedule": "cosine"}, {"generator__schedule": "cosine"}),
         ({}, {"generator__batch_size": 4}),
         ({}, {"generator__keep_at": [3]}),
+        ({}, {"run__keep_every": 2}),
         ({}, {"seed": 1}),
         ({"generator__steps": 12}, {}),
     ],
 )
 def test_other_trainings_begin_anew(tmp_path, before, after, capsys):
-    """The state was not kept, other steps have other learning rates, another batch, a snapshot that was passed, another
+    """The state was not kept, other steps have other learning rates, another batch, snapshots that were passed, another
     seed, and a training that is longer already."""
     train(tmp_path, "generator", "kl", 6, **before)
     more = train(tmp_path, "generator", "kl", 8, **after)
