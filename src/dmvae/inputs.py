@@ -34,6 +34,9 @@ from dmvae.tokenizers import Normalisation
 from dmvae.tokenizers.adapted import adapt, load_tokenizer
 from dmvae.tokenizers.autoencoder import Autoencoder
 
+SNAPSHOTS = "snapshots"
+"""Where in a stage's folder its networks of earlier steps are."""
+
 
 @dataclass
 class Inputs:
@@ -234,12 +237,12 @@ class Inputs:
 
 def snapshot(step: int) -> str:
     """Where in a stage's folder its networks of that step are kept."""
-    return f"snapshots/step-{step:08d}"
+    return f"{SNAPSHOTS}/step-{step:08d}"
 
 
 def kept_steps(folder: Path) -> list[int]:
     """The steps, ascending, whose networks a stage's folder keeps besides the last."""
-    return sorted(int(kept.name[5:]) for kept in folder.glob("snapshots/step-*"))
+    return sorted(int(kept.name[5:]) for kept in folder.glob(f"{SNAPSHOTS}/step-*"))
 
 
 def generator_of(of: int | Path | None) -> str:

@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from dmvae.config import Values
-from dmvae.inputs import kept_steps
+from dmvae.inputs import SNAPSHOTS, kept_steps
 from dmvae.jobs import Job, plan
+from dmvae.runtime.done import damage, read_done
 from dmvae.runtime.files import atomic_write, locked, read_json
 from dmvae.training.checkpoint import PLANNED, steps
 from dmvae.training.loop import CHECKPOINTS
@@ -41,6 +42,8 @@ def shorter(job: Job) -> tuple[Path, int] | None:
         with suppress(ValueError):  # settings that are valid with other steps alone
             other = replace(section, steps=count, keep_at=())
             folder = _folder(job, other)
+            if damage(folder, read_done(folder), SNAPSHOTS):  # they would be taken over
+                continue
             kept = kept_steps(folder)
             for step in steps(folder / CHECKPOINTS):
                 asked = {of for of in range(1, step) if section.keeps(of, every)}  # its own is made of the checkpoint
@@ -77,7 +80,7 @@ def prolong(job: Job) -> str:
             return ""
         for beside in ("log.jsonl", "tensorboard"):
             _take(folder / beside, job.folder / beside, shutil.copy)
-        for kind in ("pictures", "snapshots", CHECKPOINTS):  # checkpoints last, the newest first
+        for kind in ("pictures", SNAPSHOTS, CHECKPOINTS):  # checkpoints last, the newest first
             for of in sorted(folder.glob(f"{kind}/step-*"), reverse=True):
                 if (at := re.fullmatch(r"step-(\d+)(\.png)?", of.name)) and int(at[1]) <= step:
                     _take(of, job.folder / kind / of.name, _link)

@@ -8,11 +8,12 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+from dmvae.inputs import SNAPSHOTS
 from dmvae.latents.store import STATISTICS
 from dmvae.runtime.console import console
 from dmvae.runtime.done import NAME as DONE
 from dmvae.runtime.done import damages, read_done
-from dmvae.runtime.files import held, locked, sweep, within
+from dmvae.runtime.files import held, locked, remove, sweep, within
 from dmvae.runtime.words import counted
 from dmvae.training.checkpoint import settle
 from dmvae.training.loop import CHECKPOINTS
@@ -57,4 +58,6 @@ def tidy_stage(folder: Path, verify: bool) -> None:
             # statistics would mean that all shards beside them are there
             within(file.parent / STATISTICS, folder).unlink(missing_ok=True)
             file.unlink(missing_ok=True)
+        if any(name.startswith(f"{SNAPSHOTS}/") for name, _ in wrong):  # which a last state cannot make again
+            remove(folder / CHECKPOINTS)
         (folder / DONE).unlink()  # last: if killed before, the next run sees again what is missing

@@ -186,6 +186,23 @@ def test_a_damaged_network_is_written_again_from_the_state(tmp_path, monkeypatch
     assert same(first, load_file(weights))
 
 
+def test_a_damaged_snapshot_is_trained_again(tmp_path, whole, capsys):
+    """Also where the shorter training has it: its files are the same ones."""
+    over = {"generator__keep_at": [3]}
+    train(tmp_path, "generator", "kl", 6, **over)
+    more = train(tmp_path, "generator", "kl", 10, **over)
+    file = more / "snapshots/step-00000003/generator/diffusion_pytorch_model.safetensors"
+    content = file.read_bytes()
+    with file.open("r+b") as held:
+        held.seek(-1, 2)
+        held.write(bytes([content[-1] ^ 1]))
+    capsys.readouterr()
+    train(tmp_path, "generator", "kl", 10, **over)
+    assert begun(capsys) is None
+    assert file.read_bytes() == content
+    assert damage(more, read_done(more)) is None
+
+
 def test_a_plan_says_it(tmp_path, monkeypatch, capsys):
     train(tmp_path, "generator", "kl", 6)
     count_only(monkeypatch)
