@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from dmvae.training.checkpoint import PLANNED, steps
 from dmvae.training.loop import CHECKPOINTS
 from dmvae.training.optim import learning_rate_factor
 from dmvae.training.stage import TrainingConfig, TrainingStage
+
+MOMENT = 5.0
+"""Seconds after which another process that has an unfinished training's folder locked is taken to train there."""
 
 
 def shorter(job: Job) -> tuple[Path, int] | None:
@@ -75,8 +79,8 @@ def prolong(job: Job) -> str:
     if (found := shorter(job)) is None:
         return ""
     folder, step = found
-    with locked(folder, wait=False) as mine:
-        if not mine or step not in steps(folder / CHECKPOINTS):  # another process trains it now
+    with _locked(folder) as mine:
+        if not mine or step not in steps(folder / CHECKPOINTS):
             return ""
         for beside in ("log.jsonl", "tensorboard"):
             _take(folder / beside, job.folder / beside, shutil.copy)
@@ -85,6 +89,19 @@ def prolong(job: Job) -> str:
                 if (at := re.fullmatch(r"step-(\d+)(\.png)?", of.name)) and int(at[1]) <= step:
                     _take(of, job.folder / kind / of.name, _link)
     return f"goes on from step {step} of {folder}, which has the same settings but its number of steps"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Lock the folder of another training: yields False where a process trains there. One that looks through its files,
+    or goes on from it too, is waited for."""
+    until = time.monotonic() + MOMENT
+    while True:
+        with locked(folder, wait=False) as mine:
+            if mine or (read_done(folder) is None and time.monotonic() > until):
+                yield mine
+                return
+        time.sleep(0.1)
 
 
 def _take(there: Path, here: Path, copy: Callable[[str, str], object]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import tiny
 from dmvae import cli, prolonging
 from dmvae.runtime.done import damage, read_done
+from dmvae.runtime.files import locked
 from dmvae.training.checkpoint import steps
 from dmvae.training.trainer import Trainer
 from plans import count_only
@@ -163,16 +164,22 @@ def test_a_kill_while_the_state_is_taken_over_loses_nothing(tmp_path, whole, mon
 
 
 def test_a_training_that_another_process_runs_is_left_alone(tmp_path, monkeypatch, capsys):
-    few = train(tmp_path, "generator", "kl", 6)
-    locked = prolonging.locked
-    monkeypatch.setattr(prolonging, "locked", lambda folder, wait: locked(folder, wait) if folder != few else held())
-    train(tmp_path, "generator", "kl", 8)
+    few = killed(tmp_path, 6, 5, run__save_every=2)
+    monkeypatch.setattr(prolonging, "MOMENT", 0.2)
+    with locked(few):
+        train(tmp_path, "generator", "kl", 8)
     assert begun(capsys) is None
 
 
-def held():
-    """What `locked` gives where another process holds the lock."""
-    return nullcontext(False)
+def test_a_process_that_looks_through_a_finished_training_is_waited_for(tmp_path, monkeypatch, capsys):
+    """As one does that has just started, or that goes on from it too."""
+    few = train(tmp_path, "generator", "kl", 6)
+    monkeypatch.setattr(prolonging, "MOMENT", 0.0)
+    looks = ExitStack()
+    assert looks.enter_context(locked(few))
+    monkeypatch.setattr(prolonging.time, "sleep", lambda _: looks.close())
+    train(tmp_path, "generator", "kl", 8)
+    assert begun(capsys) == 6
 
 
 def test_a_damaged_network_is_written_again_from_the_state(tmp_path, monkeypatch, capsys):
