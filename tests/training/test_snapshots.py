@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 import tiny
 from dmvae import config as configs
 from dmvae import pipeline
+from dmvae.inputs import snapshot
 from dmvae.jobs import plan
 from dmvae.library import Run
 from dmvae.recipe import load
@@ -173,6 +174,16 @@ def test_a_step_may_be_added_while_training_has_not_come_to_it(tmp_path, capsys)
     out = capsys.readouterr().out
     assert "resumes at step 3 of 6" in out
     assert "1 of keep_at or run.keep_every came before that and were not kept" in out.replace("\n", " ")
+
+
+def test_a_snapshot_of_which_a_kill_left_a_part_is_written_again(tmp_path):
+    """It was asked for at the step from which the training resumes, and the next kill came while it was written."""
+    with tiny.cut(GeneratorStage, 4):
+        tiny.run(tiny.write(tmp_path, run__save_every=3), "kl", until="generator")
+    (folder,) = tmp_path.glob("run/stages/generator-*")
+    (folder / snapshot(3)).mkdir(parents=True)
+    tiny.run(tiny.write(tmp_path, generator__keep_at=[3]), "kl", "generator")
+    assert (folder / snapshot(3) / "generator/config.json").is_file()
 
 
 def test_a_snapshot_more_changes_no_address(tmp_path):

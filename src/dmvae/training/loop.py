@@ -52,7 +52,7 @@ def train(stage: AnyTraining) -> Facts:
     if trainer.resume(folder):
         every = inputs.sections.run.keep_every
         inputs.say(f"resumes at step {trainer.step} of {stage.config.steps}")
-        if config.keeps(trainer.step, every) and distributed.broadcast(trainer.step not in kept_steps(inputs.out)):
+        if config.keeps(trainer.step, every):  # again, in case a kill left a part of it
             trainer.save_networks(inputs.out / snapshot(trainer.step))
         asked = {step for step in range(1, trainer.step + 1) if config.keeps(step, every)}
         if missed := sorted(asked.difference(kept_steps(inputs.out))):
