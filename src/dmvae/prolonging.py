@@ -112,8 +112,9 @@ def _take(there: Path, here: Path, copy: Callable[[str, str], object]) -> None:
 
 
 def _link(old: str, new: str) -> None:
-    """Give a file that nobody changes a second name, which takes no space; copy it where the disk has no hard links."""
-    try:
-        os.link(old, new)
-    except OSError:
-        shutil.copy(old, new)
+    """Give a file that nobody changes a second name, which takes no space; copy it where the disk has no hard links,
+    and where it is another user's, since nobody else may set its permissions."""
+    if os.stat(old).st_uid == os.geteuid():
+        with suppress(OSError):
+            return os.link(old, new)
+    shutil.copy(old, new)

@@ -1,6 +1,7 @@
 """A training of more steps goes on from one of fewer, and ends where it would have ended without it."""
 
 import json
+import os
 import shutil
 from contextlib import ExitStack
 
@@ -161,6 +162,14 @@ def test_a_kill_while_the_state_is_taken_over_loses_nothing(tmp_path, whole, mon
     assert begun(capsys) == 6
     assert same(whole["generator"][0], load_file(more / "generator/diffusion_pytorch_model.safetensors"))
     assert logged(more) == whole["generator"][1]
+
+
+def test_another_user_s_files_are_copied(tmp_path, monkeypatch, capsys):
+    train(tmp_path, "generator", "kl", 6)
+    monkeypatch.setattr(os, "geteuid", lambda uid=os.geteuid(): uid + 1)
+    monkeypatch.setattr(os, "link", lambda *of: pytest.fail("a file whose permissions cannot be set"))
+    train(tmp_path, "generator", "kl", 8)
+    assert begun(capsys) == 6
 
 
 def test_a_training_that_another_process_runs_is_left_alone(tmp_path, monkeypatch, capsys):
