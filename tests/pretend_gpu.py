@@ -1,4 +1,5 @@
-"""A GPU that is none: its tensors compute on the CPU, and refuse to be mixed with the CPU's own, as a GPU's do."""
+"""A GPU that is none: its tensors compute on the CPU, and refuse to be mixed with the CPU's own, as a GPU's do. For a
+process of its own, in which autograd has not run yet."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
