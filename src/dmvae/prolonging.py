@@ -50,7 +50,7 @@ def shorter(job: Job) -> tuple[Path, int] | None:
                 continue
             kept = kept_steps(folder)
             for step in steps(folder / CHECKPOINTS):
-                asked = {of for of in range(1, step) if section.keeps(of, every)}  # its own is made of the checkpoint
+                asked = section.kept(step - 1, every)  # its own is made of the checkpoint
                 if there < step <= section.steps and asked.issubset(kept) and _same_rates(section, other, step):
                     best, there = (folder, step), step
     return best

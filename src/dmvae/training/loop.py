@@ -54,8 +54,7 @@ def train(stage: AnyTraining) -> Facts:
         inputs.say(f"resumes at step {trainer.step} of {stage.config.steps}")
         if config.keeps(trainer.step, every):  # again, in case a kill left a part of it
             trainer.save_networks(inputs.out / snapshot(trainer.step))
-        asked = {step for step in range(1, trainer.step + 1) if config.keeps(step, every)}
-        if missed := sorted(asked.difference(kept_steps(inputs.out))):
+        if missed := sorted(config.kept(trainer.step, every).difference(kept_steps(inputs.out))):
             told = f"{few(missed)} of keep_at or run.keep_every came before that and were not kept"
             inputs.say(f"{told}; remove {inputs.out} to train anew")
     with signals() as signalled:  # around going back too: a signal that comes then is not lost

@@ -183,6 +183,11 @@ class TrainingConfig:
         """Whether a snapshot is kept after that step. every: `run.keep_every`."""
         return step in self.keep_at or (every > 0 and step % every == 0)
 
+    def kept(self, last: int, every: int) -> set[int]:
+        """The steps up to `last` after which `keeps` holds."""
+        regular = range(every, last + 1, every) if every > 0 else ()
+        return {*regular, *(step for step in self.keep_at if step <= last)}
+
 
 class Networks(nn.Module):
     """The networks of a training stage, each an attribute, declared with its type by a subclass. Those that train
