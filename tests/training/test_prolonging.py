@@ -13,9 +13,10 @@ import tiny
 from dmvae import cli, prolonging
 from dmvae.runtime.done import damage, read_done
 from dmvae.runtime.files import locked
+from dmvae.stages.generator import GeneratorStage
 from dmvae.training.checkpoint import steps
 from dmvae.training.trainer import Trainer
-from plans import count_only
+from plans import count_only, rows
 
 FAST = {"generator__learning_rate": 1e-2, "generator__ema": 0.5, "reference__learning_rate": 1e-2}
 NETWORK = {"generator": ("kl", "generator"), "reference": ("matched", "teacher")}
@@ -221,10 +222,28 @@ def test_a_damaged_snapshot_is_trained_again(tmp_path, whole, capsys):
 
 def test_a_plan_says_it(tmp_path, monkeypatch, capsys):
     train(tmp_path, "generator", "kl", 6)
-    count_only(monkeypatch)
+    count_only(monkeypatch)  # a step of each stage is one operation
     path = tiny.write(tmp_path, **FAST, generator__steps=9)
     capsys.readouterr()
-    cli.main(["run", str(path), "--variant", "kl", "--dry-run"])
+    second = ["--gpus", "1", "--peak", "1e-12", "--utilisation", "1"]  # an operation each
+    cli.main(["plan", str(path), "--variant", "kl", "--generator.ema", "0.6", *second])
+    anew = capsys.readouterr().out
+    cli.main(["plan", str(path), "--variant", "kl", *second])
     told = capsys.readouterr().out
     assert "from step 6" in told
     assert "begins anew" not in told
+    assert "9.0 s of training, " in anew
+    assert "3.0 s of training, " in told, "what is to do is what is left"
+    assert rows(told, "generator")[1][5] == "9.0 s", "of all its steps"
+
+
+def test_a_plan_says_from_which_checkpoint_a_stopped_training_goes_on(tmp_path, monkeypatch, capsys):
+    count_only(monkeypatch)
+    path = tiny.write(tmp_path, **FAST, generator__steps=9, run__save_every=4)
+    with tiny.cut(GeneratorStage, 6):
+        tiny.run(path, "kl", until="generator")
+    capsys.readouterr()
+    cli.main(["plan", str(path), "--variant", "kl"])
+    told = rows(capsys.readouterr().out, "generator")
+    assert told[0][-1] == "from step 4"
+    assert len(told[1]) == 6, "no column of times that nobody knows"

@@ -38,7 +38,9 @@ from dmvae.runtime.words import counted, few
 from dmvae.stages.editing import DRAWN
 from dmvae.stages.elsewhere import is_linked
 from dmvae.stages.modelled import KEPT
+from dmvae.training.checkpoint import steps
 from dmvae.training.counting import Cost, cost_of
+from dmvae.training.loop import CHECKPOINTS
 from dmvae.training.stage import AnyTraining, Stage, TrainingStage
 
 GIB = 2**30
@@ -50,8 +52,7 @@ FEW, OFTEN = 5000, 200
 """With fewer images and more epochs than these, the table says that fewer steps may do. (ImageNet generators: 800.)"""
 LEGEND = (
     "memory of each rank: state is weights, moments and averages; step is activations and gradients; "
-    "TFLOP are operations of a step, forward and backward; time is known for GPUs alone; disk is the most that a "
-    "stage's folder takes"
+    "TFLOP are operations of a step, forward and backward; disk is the most that a stage's folder takes"
 )
 
 
@@ -117,7 +118,7 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine, only: str | None = 
                 obstacles.setdefault(line, []).append(variant)
             continue
         there = {job.stage: job for job in jobs.get(variant, ())}
-        states = {stage: _state(there[stage]) if there else "?" for stage in stages}
+        states = {stage: _begun(there[stage])[0] if there else "?" for stage in stages}
         trained, seedless = [of for of in stages if issubclass(of, TrainingStage)], replace(recipe, seed=0)
         first = alike.setdefault(repr([(_without_data(seedless, of.name), states[of]) for of in trained]), variant)
         about = f"{text}; latents {shape} (stride {build_tokenizer(recipe).stride})"
@@ -143,7 +144,8 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine, only: str | None = 
         for stage, size in sizes.items():
             if states[stage] != "finished":
                 name = there[stage].folder.name if there else _without_data(recipe, stage.name)
-                to_do[name] = size, _seconds(stage, recipe, costs, machine)
+                begun = _begun(there[stage])[1] if there else 0
+                to_do[name] = size, _seconds(stage, recipe, costs, machine, begun)
         if first == variant:
             console.print(_stages(recipe, items, costs, states))
             console.print(_needs(recipe, machine, costs, sizes))
@@ -184,12 +186,14 @@ def _jobs(recipes: dict[str, Recipe]) -> dict[str, list[Job]]:
     return found
 
 
-def _state(job: Job) -> str:
-    """The job's state, "running" where another process runs it, or from which step of a shorter training it goes on."""
-    if not job.finished and held(job.folder):
-        return "running"
+def _begun(job: Job) -> tuple[str, int]:
+    """(the job's state, its steps that are behind it). An unfinished training that goes on from a checkpoint, of its
+    own or of a shorter training, has its step as state; one that another process runs is "running"."""
+    if job.finished:
+        return job.state, 0
     found = shorter(job)
-    return job.state if found is None else f"from step {found[1]:,}"
+    step = max(steps(job.folder / CHECKPOINTS), default=0) if found is None else found[1]
+    return "running" if held(job.folder) else f"from step {step:,}" if step else job.state, step
 
 
 def _without_data(recipe: Recipe, name: str) -> str:
@@ -242,25 +246,29 @@ def _stages(recipe: Recipe, items: int | None, costs: dict[type[Stage], Cost], s
 
 
 def _needs(recipe: Recipe, machine: Machine, costs: dict[type[Stage], Cost], sizes: dict[type[Stage], int]) -> Table:
-    table = Table("stage", "state", "step", "peak", "TFLOP", "time", "disk")
+    timed = ["time"] if machine.speed else []  # unknown without GPUs
+    table = Table("stage", "state", "step", "peak", "TFLOP", *timed, "disk")
     total = 0.0
     for stage, size in sizes.items():
-        row = [""] * 5
+        row = [""] * (4 + len(timed))
         if (cost := costs.get(stage)) is not None:
             held, working = _memory(recipe, cost, machine)
             seconds = _seconds(stage, recipe, costs, machine)
             total += seconds
-            row = [*map(_size, (held, working, held + working)), f"{cost.flops / 1e12:.3g}", _time(seconds)]
+            row = [*map(_size, (held, working, held + working)), f"{cost.flops / 1e12:.3g}"]
+            row += [_time(seconds) for _ in timed]
         table.add_row(stage.name, *row, _size(size))
-    if machine.speed:
+    if machine.speed and total:
         table.caption = f"{_time(total)} of training at {machine.speed / 1e12:.0f} TFLOP/s a GPU"
     return table
 
 
-def _seconds(stage: type[Stage], recipe: Recipe, costs: dict[type[Stage], Cost], machine: Machine) -> float:
-    """Of training the stage; 0 where that is not known."""
+def _seconds(
+    stage: type[Stage], recipe: Recipe, costs: dict[type[Stage], Cost], machine: Machine, begun: int = 0
+) -> float:
+    """Of training the stage from step `begun` on; 0 where that is not known."""
     cost = costs.get(stage)
-    return cost.flops * recipe.section(stage).steps / machine.speed if cost and machine.speed else 0.0
+    return cost.flops * (recipe.section(stage).steps - begun) / machine.speed if cost and machine.speed else 0.0
 
 
 def _in_all(to_do: Collection[tuple[int, float]]) -> str:
@@ -275,10 +283,10 @@ def _size(amount: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    """With the largest unit that is not longer than the time; "?" for 0, which is unknown."""
+    """With the largest unit that is not longer than the time."""
     units = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"), (0, "ms"))
     size, unit = next((size, unit) for size, unit in units if seconds >= size)
-    return f"{seconds / (size or 1e-3):.1f} {unit}" if seconds else "?"
+    return f"{seconds / (size or 1e-3):.1f} {unit}"
 
 
 def _lacking(recipe: Recipe, stages: checks.Stages, machine: Machine, data: bool) -> Iterator[str]:
