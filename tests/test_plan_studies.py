@@ -16,8 +16,8 @@ def test_seeds_share_a_table_while_they_have_come_as_far(tmp_path, capsys, monke
     assert "one@1: trains the same as one@0, from another seed" in out
     assert "two: trains the same as one@0, from another seed" in out
     assert len(rows(out, "generator")) == 2
-    state = plan._state
-    monkeypatch.setattr(plan, "_state", lambda job: "interrupted" if job.variant == "one@1" else state(job))
+    begun = plan._begun
+    monkeypatch.setattr(plan, "_begun", lambda job: ("interrupted", 0) if job.variant == "one@1" else begun(job))
     plan.print_plan(recipes, H100)
     out = capsys.readouterr().out
     assert [row[-1] for row in rows(out, "generator")[::2]] == ["new", "interrupted"]
