@@ -6,6 +6,8 @@ from kept import stored
 
 import tiny
 from dmvae.evaluation.latents import vectors
+from dmvae.idle import idle
+from dmvae.recipe import load
 from dmvae.references.data import initial_latents
 from dmvae.references.reduction import fit_linear, learn_bottleneck, random_orthogonal, resize
 from dmvae.runtime.random import Random
@@ -166,3 +168,11 @@ def test_classes_keep_only_those_and_the_others_stand_for_all(make):
 def test_classes_that_are_not_there(make, classes, words):
     with pytest.raises(ValueError, match=words):
         make.build(type="features", classes=classes)
+
+
+@pytest.mark.parametrize("stride", [16, 32])
+def test_dilations_are_told_where_there_are_none(tmp_path, stride):
+    given = {"type": "effnet", "stride": stride, "dilated": True}
+    told = idle(load(tiny.write(tmp_path, reference__distribution=given)))
+    line = "reference.distribution.dilated: True changes nothing: stride 32 is the network's own (matched)"
+    assert told == ([line] if stride == 32 else [])
