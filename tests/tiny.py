@@ -109,9 +109,9 @@ def on_rank(rank: int, path: Path) -> None:
 
 
 @contextmanager
-def cut(stage: type, step: int) -> Iterator[None]:
-    """What trains the stage in the block is to end at that step, before its first update, as by a power cut: after a
-    checkpoint, so give a `run.save_every`."""
+def cut(stage: type, step: int, saved: bool = True) -> Iterator[None]:
+    """What trains the stage in the block is to end at that step, before its first update, as by a power cut: if `saved`
+    after a checkpoint, so give a `run.save_every`."""
     updates, folders = stage.updates, []
 
     def ends(self, networks, batch, rng):
@@ -124,9 +124,9 @@ def cut(stage: type, step: int) -> Iterator[None]:
         patch.setattr(stage, "updates", ends)
         with pytest.raises(RuntimeError, match="power cut"):
             yield
-    assert any(checkpoint for folder in folders for checkpoint in folder.glob("checkpoints/step-*")), (
-        "none to go on from"
-    )
+    found = [checkpoint for folder in folders for checkpoint in folder.glob("checkpoints/step-*")]
+    assert folders
+    assert bool(found) == saved, found
 
 
 def apply(trainer, update) -> dict:
