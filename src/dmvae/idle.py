@@ -257,7 +257,7 @@ IDLE: Mapping[str, tuple[Callable[[Recipe], bool], str]] = {
             ("reduction_width|reduction_steps", _unreduced, "no MLP is learned that reduces channels"),
             ("std|scale", partial(_mixed, by="fit"), "a mixture with `fit` has what it is fitted to"),
             ("components|std|conditional", partial(_mixed, by="file"), "the file says it"),
-            ("dilated", lambda r, place: getattr(part(r, place), "stride", 0) == 32, "stride 32 is the network's own"),
+            ("dilated", lambda r, place: part(r, f"{place}.stride") == 32, "stride 32 is the network's own"),
             ("templates", partial(_captioned, files=True), "captions are in their place"),
             ("column|label_column", partial(_captioned, files=False), "they are of captions in files"),
         )

@@ -118,7 +118,8 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine, only: str | None = 
                 obstacles.setdefault(line, []).append(variant)
             continue
         there = {job.stage: job for job in jobs.get(variant, ())}
-        states = {stage: _begun(there[stage])[0] if there else "?" for stage in stages}
+        begun = {stage: _begun(there[stage]) if there else ("?", 0) for stage in stages}
+        states = {stage: state for stage, (state, _) in begun.items()}
         trained, seedless = [of for of in stages if issubclass(of, TrainingStage)], replace(recipe, seed=0)
         first = alike.setdefault(repr([(_without_data(seedless, of.name), states[of]) for of in trained]), variant)
         about = f"{text}; latents {shape} (stride {build_tokenizer(recipe).stride})"
@@ -144,8 +145,7 @@ def print_plan(recipes: dict[str, Recipe], machine: Machine, only: str | None = 
         for stage, size in sizes.items():
             if states[stage] != "finished":
                 name = there[stage].folder.name if there else _without_data(recipe, stage.name)
-                begun = _begun(there[stage])[1] if there else 0
-                to_do[name] = size, _seconds(stage, recipe, costs, machine, begun)
+                to_do[name] = size, _seconds(stage, recipe, costs, machine, begun[stage][1])
         if first == variant:
             console.print(_stages(recipe, items, costs, states))
             console.print(_needs(recipe, machine, costs, sizes))
@@ -191,9 +191,10 @@ def _begun(job: Job) -> tuple[str, int]:
     own or of a shorter training, has its step as state; one that another process runs is "running"."""
     if job.finished:
         return job.state, 0
-    found = shorter(job)
-    step = max(steps(job.folder / CHECKPOINTS), default=0) if found is None else found[1]
-    return "running" if held(job.folder) else f"from step {step:,}" if step else job.state, step
+    own, found = steps(job.folder / CHECKPOINTS), shorter(job)
+    step = own[-1] if own else found[1] if found else 0
+    state = f"from step {step:,}" if step else job.state
+    return "running" if held(job.folder) else state, step
 
 
 def _without_data(recipe: Recipe, name: str) -> str:
@@ -246,17 +247,17 @@ def _stages(recipe: Recipe, items: int | None, costs: dict[type[Stage], Cost], s
 
 
 def _needs(recipe: Recipe, machine: Machine, costs: dict[type[Stage], Cost], sizes: dict[type[Stage], int]) -> Table:
-    timed = ["time"] if machine.speed else []  # unknown without GPUs
-    table = Table("stage", "state", "step", "peak", "TFLOP", *timed, "disk")
+    timed = bool(machine.speed)
+    table = Table("stage", "state", "step", "peak", "TFLOP", *["time"] * timed, "disk")
     total = 0.0
     for stage, size in sizes.items():
-        row = [""] * (4 + len(timed))
+        row = [""] * (4 + timed)
         if (cost := costs.get(stage)) is not None:
             held, working = _memory(recipe, cost, machine)
             seconds = _seconds(stage, recipe, costs, machine)
             total += seconds
             row = [*map(_size, (held, working, held + working)), f"{cost.flops / 1e12:.3g}"]
-            row += [_time(seconds) for _ in timed]
+            row += [_time(seconds)] * timed
         table.add_row(stage.name, *row, _size(size))
     if machine.speed and total:
         table.caption = f"{_time(total)} of training at {machine.speed / 1e12:.0f} TFLOP/s a GPU"
