@@ -18,15 +18,19 @@ KL = tiny.RECIPE["variants"]["kl"]
 
 @pytest.fixture
 def run(tmp_path, plain_report):
-    """A run that ended, with the PSNR of each variant: KL-VAEs of that weight, but for those called own_PSNR."""
+    """A run that ended, with the PSNR of each variant: KL-VAEs of that weight, but for `kl` where `first` is
+    its own, and for those called own_PSNR. One called `next` starts from the discriminator of `kl`."""
 
-    def make(name, psnr, weight=0.1, **over):
+    def make(name, psnr, weight=0.1, first=None, **over):
         folder = tmp_path / name
         folder.mkdir()
         weights = {
             variant.partition("@")[0]: weight + value * variant.startswith("own") for variant, value in psnr.items()
         }
+        weights |= {"kl": first} if first else {}
         variants = {variant: configs.merge(KL, {"tokenizer.kl_weight": weights[variant]}) for variant in weights}
+        there = {"losses.adversarial.start_from": f"{folder}/run/kl/tokenizer/discriminator"}
+        variants = {name: configs.merge(own, there if name == "next" else {}) for name, own in variants.items()}
         recipes = load(tiny.write(folder, name=name, variants=variants, **over))
         jobs = plan(recipes, folder / "run")
         for job in jobs:
@@ -104,6 +108,18 @@ def test_a_seed_that_was_run_alone_is_one_of_the_method_s_seeds(run, tmp_path):
         assert {"kl@0", "own_5"} < summary["methods"].keys()
         assert summary["seeds"]["kl"]["count"] == len(summary["methods"]) - 1
         assert summary["seeds"]["kl"]["mean"]["psnr"] == psnr
+
+
+def test_seeds_that_start_from_another_variant_of_their_own_run_are_one_method_if_that_one_is(run, tmp_path):
+    first, second = (run(name, {"kl": 20.0, "next": 21.0 + seed}, seed=seed) for seed, name in enumerate("ab"))
+    table(first, second, "--out", tmp_path / "both")
+    summary = json.loads((tmp_path / "both/summary.json").read_text())
+    assert {method: found["mean"]["psnr"] for method, found in summary["seeds"].items()} == {"kl": 20.0, "next": 21.5}
+    unlike = run("c", {"kl": 20.0, "next": 23.0}, seed=2, first=0.5)
+    table(first, unlike, "--out", tmp_path / "unlike")
+    summary = json.loads((tmp_path / "unlike/summary.json").read_text())
+    assert not summary["seeds"]
+    assert {"a_run.next", "c_run.next"} < summary["methods"].keys()
 
 
 def test_methods_that_share_but_their_name_are_not_seeds_of_one(run, tmp_path):

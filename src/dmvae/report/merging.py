@@ -7,12 +7,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from dmvae import config as configs
 from dmvae.jobs import MERGED, VARIANTS, Job, by_variant, jobs_of, point, record
 from dmvae.recipe import method_of
 from dmvae.report.summary import earlier_of
 from dmvae.runtime.files import read_json, require_place, write_text
+
+Variants: TypeAlias = dict[str, list[Job]]
+"""Of a run."""
 
 
 def merge(run_dirs: Sequence[Path], out: Path) -> tuple[list[Job], dict[str, str]]:
@@ -29,20 +33,21 @@ def merge(run_dirs: Sequence[Path], out: Path) -> tuple[list[Job], dict[str, str
     marks = {run_dir: earlier_of(run_dir, jobs) for run_dir, jobs in jobs_in.items()}
     _require_apart(list(runs), out)
     require_place("--out", out, folder=True)
-    found: dict[str, list[Job]] = {}
+    found: Variants = {}
     origin: dict[str, tuple[Path, str]] = {}
     settings: dict[str, str] = {}
     for run_dir, variants in runs.items():
         for variant, jobs in variants.items():
             method = method_of(variant)
-            named = {(m, _settings(one)) for of in runs.values() for m, one in of.items() if method_of(m) == method}
+            named = {(m, _settings(one, of)) for of in runs.values() for m, one in of.items() if method_of(m) == method}
             there = [of[variant] for of in runs.values() if variant in of]
             unlike = len({how for _, how in named}) > 1 or any(_addresses(one) != _addresses(jobs) for one in there)
             name = f"{re.sub(r'[^a-zA-Z0-9_+=-]', '_', run_dir.name)}.{variant}" if unlike else variant
             first = found.setdefault(name, jobs)
             origin.setdefault(name, (run_dir, jobs[0].variant))
-            how = settings.setdefault(method_of(name, jobs[0].recipe), _settings(jobs))  # of all seeds of a method
-            if _addresses(first) != _addresses(jobs) or how != _settings(jobs):
+            how = _settings(jobs, variants)
+            known = settings.setdefault(method_of(name, jobs[0].recipe), how)  # of all seeds of a method
+            if _addresses(first) != _addresses(jobs) or how != known:
                 raise ValueError(f"two runs in folders called {run_dir.name!r} have a {method!r}; rename one")
             if _finished(jobs) > _finished(first):
                 found[name], origin[name] = jobs, (run_dir, jobs[0].variant)
@@ -66,19 +71,19 @@ def merge(run_dirs: Sequence[Path], out: Path) -> tuple[list[Job], dict[str, str
     return merged, {name: how for name, how in told.items() if how is not None}
 
 
-def _with_seeds(runs: dict[Path, dict[str, list[Job]]]) -> dict[Path, dict[str, list[Job]]]:
+def _with_seeds(runs: dict[Path, Variants]) -> dict[Path, Variants]:
     """Run -> its variants, each of which there are several seeds called METHOD@SEED, also where a run had one alone."""
     seeds: dict[tuple[str, str], set[int]] = {}
     for variants in runs.values():
         for variant, jobs in variants.items():
             recipe = jobs[0].recipe
-            seeds.setdefault((method_of(variant, recipe), _settings(jobs)), set()).add(recipe.seed)
+            seeds.setdefault((method_of(variant, recipe), _settings(jobs, variants)), set()).add(recipe.seed)
 
-    def called(variant: str, jobs: list[Job]) -> str:
+    def called(variant: str, jobs: list[Job], of: Variants) -> str:
         method, seed = method_of(variant, jobs[0].recipe), jobs[0].recipe.seed
-        return f"{method}@{seed}" if len(seeds[method, _settings(jobs)]) > 1 else variant
+        return f"{method}@{seed}" if len(seeds[method, _settings(jobs, of)]) > 1 else variant
 
-    return {run: {called(variant, jobs): jobs for variant, jobs in of.items()} for run, of in runs.items()}
+    return {run: {called(variant, jobs, of): jobs for variant, jobs in of.items()} for run, of in runs.items()}
 
 
 def _links(jobs: list[Job]) -> dict[Path, str]:
@@ -113,13 +118,19 @@ def _require_apart(runs: Sequence[Path], out: Path) -> None:
             raise ValueError(f"--out: {out} holds the run {run}; give a folder of its own")
 
 
-def _settings(jobs: list[Job]) -> str:
-    """A variant's recipe as text, without its seed, its name, and where and how it was run."""
+def _settings(jobs: list[Job], of: Variants) -> str:
+    """A variant's recipe as text, without its seed, its name, and where and how it was run. Where it starts from
+    another variant's networks in its run's folder (`pretrained.path`), the settings of that one stand for the path."""
     recipe = jobs[0].recipe
     values = configs.plain(recipe)
     own = {name: value for name, value in values.items() if name not in ("seed", "name", "run", "plugins")}
     own["data"] = {name: value for name, value in values["data"].items() if name not in recipe.data.PLACES}
-    return json.dumps(own, sort_keys=True, default=str)
+    text = json.dumps(own, sort_keys=True, default=str)
+    others = {variant: there for variant, there in of.items() if there is not jobs}
+    for there in others.values():
+        if (path := json.dumps(f"{recipe.run.dir}/{there[0].variant}/")[:-1]) in text:
+            text = text.replace(path, json.dumps(_settings(there, others) + "/")[:-1])
+    return text
 
 
 def _finished(jobs: list[Job]) -> int:
