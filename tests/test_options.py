@@ -6,7 +6,7 @@ import yaml
 import tiny
 from complaints import complain
 from dmvae import cli
-from dmvae.recipe import load
+from dmvae.recipe import load, resolve
 from plans import count_only
 
 
@@ -17,6 +17,19 @@ def test_an_option_wins_over_the_file_and_over_the_variant(tmp_path):
     assert recipes["kl"].tokenizer.learning_rate == 0.5
     assert recipes.partial == {}
     assert load(path, {"tokenizer.kl_weight": 1e-1})["kl"].tokenizer.kl_weight == 0.1
+
+
+def test_a_value_may_name_the_folder_of_its_run(tmp_path):
+    there = {"losses.adversarial.start_from": "{run.dir}/kl/tokenizer/discriminator"}
+    also = [{"type": "inception", "weights": "{run.dir}/weights.pth"}]
+    path = tiny.write(tmp_path, variants={"next": there}, evaluate__also=also)
+    for options, folder in (({}, str(tmp_path / "run")), ({"run.dir": "elsewhere"}, "elsewhere")):
+        found = load(path, options)["next"]
+        assert str(found.losses.adversarial.start_from) == f"{folder}/kl/tokenizer/discriminator"
+        assert found.evaluate.also[0].weights == f"{folder}/weights.pth"
+    values = {name: value for name, value in tiny.RECIPE.items() if name != "run"}
+    found = resolve(values | {"variants": {"next": there}})["next"]
+    assert str(found.losses.adversarial.start_from) == "runs/default/kl/tokenizer/discriminator"
 
 
 def test_an_option_of_one_variant_wins_over_one_of_all(tmp_path):

@@ -172,6 +172,15 @@ def merge(base: Values, over: Values) -> Values:
     return base | {key: _merged(base.get(key), value) for key, value in over.items()}
 
 
+def replaced(value: object, name: str, by: str) -> object:
+    """`value`, as YAML has it, with `by` in place of `name` in each text."""
+    if isinstance(value, str):
+        return value.replace(name, by)
+    if isinstance(value, dict):
+        return {key: replaced(item, name, by) for key, item in value.items()}
+    return [replaced(item, name, by) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _merged(base: object, over: object) -> object:
     return merge(base if isinstance(base, dict) else {}, over) if isinstance(over, dict) else over
 

@@ -41,6 +41,7 @@ class Recipe(Sections):
     @classmethod
     def upgrade(cls, values: Values) -> Values:
         """Let the stages fill in choices that their sections leave open, see `Stage.usual`."""
+        values = super().upgrade(values)
         for stage in stages():
             values = stage.usual(values)
         return values

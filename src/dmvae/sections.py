@@ -64,7 +64,7 @@ class RunConfig:
     """How to run. Nothing here changes a result by more than rounding, so nothing here is part of a fingerprint."""
 
     dir: str = "runs/default"
-    """Folder of everything that the run writes."""
+    """Folder of everything that the run writes. "{run.dir}" in any other field stands for it."""
     precision: Precision = "auto"
     """"auto" is bf16 autocast where the hardware has fast bf16 matrix products, float32 elsewhere."""
     tf32: bool = False
@@ -200,6 +200,13 @@ class Sections:
     """The reconstruction loss of the stages that train a decoder."""
     latents: LatentsConfig = field(default_factory=LatentsConfig)
     """Encoding of the data set."""
+
+    @classmethod
+    def upgrade(cls, values: Values) -> Values:
+        """Write the run's folder for "{run.dir}", by which a variant names what another one of its run has made."""
+        run = values.get("run")
+        folder = run.get("dir", RunConfig.dir) if isinstance(run, dict) else RunConfig.dir
+        return {name: configs.replaced(value, "{run.dir}", str(folder)) for name, value in values.items()}
 
     @property
     def mirrored(self) -> bool:
