@@ -16,7 +16,7 @@ from dmvae.report.summary import earlier_of
 from dmvae.runtime.files import read_json, require_place, write_text
 
 Variants: TypeAlias = dict[str, list[Job]]
-"""Of a run."""
+"""Of a run: name -> its jobs."""
 
 
 def merge(run_dirs: Sequence[Path], out: Path) -> tuple[list[Job], dict[str, str]]:
