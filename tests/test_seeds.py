@@ -84,6 +84,8 @@ def test_what_is_asked_of_a_variant_reaches_its_seeds_and_no_variant_of_a_longer
 def test_mean_and_spread_over_the_seeds_of_a_method():
     rows = {"a@0": {"gfd": 1.0, "psnr": 5.0}, "a@1": {"gfd": 3.0}, "b": {"gfd": 9.0}, "c@0": {"gfd": 2.0}}
     assert over_seeds(rows) == {"a": {"count": 2, "mean": {"gfd": 2.0}, "spread": {"gfd": 2**0.5}}}
+    alike = {"a@0": {"psnr": 0.23124999999999998}, "a@1": {"psnr": 0.23125}}  # the same, summed in another order
+    assert over_seeds(alike)["a"]["spread"] == {"psnr": 0.0}
 
 
 @pytest.mark.slow

@@ -170,8 +170,11 @@ def mean(values: list[float]) -> float:
 
 
 def spread(values: list[float]) -> float:
-    """The standard deviation; NaN if a value is not finite."""
-    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+    """The standard deviation, 0 where values differ by rounding alone; NaN if a value is not finite."""
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    found = statistics.stdev(values)
+    return found if found > 1e-12 * max(map(abs, values)) else 0.0
 
 
 def _common(rows: list[Values]) -> list[str]:
