@@ -54,8 +54,9 @@ demo: install fashion-mnist
 
 # Files of tests side by side, each in one thread: networks this small gain next to nothing from a second one. Two workers
 # more than there are cores, as some tests wait for processes that they kill. What is compiled is kept, whatever the shell
-# says: every worker would rewrite the assertions of all files anew.
-PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 2)') --maxprocesses 5 --dist loadfile --no-loadscope-reorder
+# says: every worker would rewrite the assertions of all files anew. A test that ends its worker is given to the next one:
+# without a limit, for ever.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 2)') --maxprocesses 5 --max-worker-restart 2 --dist loadfile --no-loadscope-reorder
 
 test: install-dev
 	$(PYTEST)
