@@ -172,6 +172,14 @@ def test_an_anchor_that_holds_itself_is_no_recipe(tmp_path):
         load(path)
 
 
+def test_anchors_that_stand_for_billions_of_values_are_looked_at_once(tmp_path):
+    lines = [f"x{i + 1}: &x{i + 1} [{', '.join([f'*x{i}'] * 9)}]" for i in range(30)]
+    path = tiny.write(tmp_path)
+    path.write_text(f"{path.read_text()}\nx0: &x0 [text]\n" + "\n".join(lines))
+    with pytest.raises(ValueError, match="x0: no such field"):
+        load(path)
+
+
 def test_a_mapping_extends_as_a_file_does(tmp_path):
     path = over(tmp_path, extends=str(tiny.write(tmp_path)), seed=7)
     values = {"extends": str(tmp_path / "recipe.yaml"), "seed": 7}

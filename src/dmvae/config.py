@@ -172,13 +172,15 @@ def merge(base: Values, over: Values) -> Values:
     return base | {key: _merged(base.get(key), value) for key, value in over.items()}
 
 
-def replaced(value: object, name: str, by: str) -> object:
-    """`value`, as YAML has it, with `by` in place of `name` in each text."""
+def replaced(value: object, name: str, by: str, done: dict[int, object]) -> object:
+    """`value`, as YAML has it, with `by` in place of `name` in each text; `done` has what aliases repeat, by its id."""
     if isinstance(value, str):
         return value.replace(name, by)
-    if isinstance(value, dict):
-        return {key: replaced(item, name, by) for key, item in value.items()}
-    return [replaced(item, name, by) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, dict | list | tuple) and id(value) not in done:
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        found = {key: replaced(item, name, by, done) for key, item in pairs}
+        done[id(value)] = found if isinstance(value, dict) else [*found.values()]
+    return done.get(id(value), value)
 
 
 def _merged(base: object, over: object) -> object:

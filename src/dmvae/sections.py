@@ -206,7 +206,8 @@ class Sections:
         """Write the run's folder for "{run.dir}", by which a variant names what another one of its run has made."""
         run = values.get("run")
         folder = run.get("dir", RunConfig.dir) if isinstance(run, dict) else RunConfig.dir
-        return {name: configs.replaced(value, "{run.dir}", str(folder)) for name, value in values.items()}
+        done: dict[int, object] = {}
+        return {name: configs.replaced(value, "{run.dir}", str(folder), done) for name, value in values.items()}
 
     @property
     def mirrored(self) -> bool:
