@@ -174,6 +174,19 @@ def test_a_pass_that_is_left_ends_its_workers():
     assert active_children() == []
 
 
+def test_a_worker_that_is_killed_with_a_lock_in_its_hands_keeps_nobody_waiting():
+    """It holds the lock of the event by which torch ends workers for a moment before each batch."""
+    batches = iter(passes(Bad(broken), 2, 2, CPU))
+    next(batches)
+    (iterator,) = loading._running
+    assert iterator._workers_done_event._cond.acquire(timeout=5)
+    ended = threading.Thread(target=batches.close, daemon=True)
+    ended.start()
+    ended.join(30)
+    assert not ended.is_alive()
+    assert active_children() == []
+
+
 def test_ctrl_c_while_workers_start_is_not_lost(monkeypatch):
     """Python drops what is raised in its own hooks around a fork, and a worker that it reaches would end itself."""
     begin, lost = os.fork, []

@@ -297,6 +297,8 @@ def _end(iterator: _BaseDataLoaderIter) -> None:
             worker.kill()
         for worker in iterator._workers:
             worker.join(5)
+        # One that was killed while it looked at its own keeps that locked: to set it would take for ever.
+        iterator._workers_done_event = threading.Event()  # type: ignore[assignment]
         iterator._shutdown_workers()
     _running.discard(iterator)
 
