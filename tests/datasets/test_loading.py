@@ -190,6 +190,7 @@ def test_a_worker_that_is_killed_with_a_lock_in_its_hands_keeps_nobody_waiting()
 def test_ctrl_c_while_workers_start_is_not_lost(monkeypatch):
     """Python drops what is raised in its own hooks around a fork, and a worker that it reaches would end itself."""
     begin, lost = os.fork, []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # behind `&`, shells have it ignored
 
     def fork():
         try:
@@ -201,6 +202,7 @@ def test_ctrl_c_while_workers_start_is_not_lost(monkeypatch):
     monkeypatch.setattr(os, "fork", fork)
     with pytest.raises(KeyboardInterrupt):
         list(passes(Bad(int), 2, 2, CPU))
+    signal.signal(signal.SIGINT, before)
     assert lost == []
     assert active_children() == []
 
