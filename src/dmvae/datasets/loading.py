@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess, parent_process
 from pathlib import Path
@@ -298,7 +299,7 @@ def _end(iterator: _BaseDataLoaderIter) -> None:
         for worker in iterator._workers:
             worker.join(5)
         # One that was killed while it looked at its own keeps that locked: to set it would take for ever.
-        iterator._workers_done_event = threading.Event()  # type: ignore[assignment]
+        iterator._workers_done_event = get_context(_START).Event()
         iterator._shutdown_workers()
     _running.discard(iterator)
 
