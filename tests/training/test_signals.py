@@ -51,6 +51,17 @@ def test_what_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_handler_that_is_not_pythons_stays(monkeypatch):
+    """Of a program that embeds Python and has set its own: getsignal says None, and signal takes none back."""
+    before, known = signal.getsignal(signal.SIGINT), signal.getsignal
+    monkeypatch.setattr(signal, "getsignal", lambda s: None if s == signal.SIGINT else known(s))
+    with signals() as received:
+        assert known(signal.SIGINT) is before
+        send(signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+    assert known(signal.SIGINT) is before
+
+
 def test_a_command_that_a_script_began_with_an_ampersand_can_be_stopped(capsys):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

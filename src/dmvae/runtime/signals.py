@@ -27,7 +27,7 @@ class Interrupted(KeyboardInterrupt):
 def signals() -> Iterator[list[int]]:
     """Yields a list that the first of `SIGNALS` fills; the loop then ends its step and saves. Another one more than
     `AGAIN` seconds later stops the process at once. SIGHUP and SIGUSR1 keep a handler that is set already, such as
-    nohup's or a program's own."""
+    nohup's or a program's own; every signal keeps one that is not Python's, as that could not be given back."""
     received: list[int] = []
     first = 0.0
 
@@ -39,7 +39,8 @@ def signals() -> Iterator[list[int]]:
         elif time.monotonic() - first > AGAIN:
             raise KeyboardInterrupt
 
-    ours = [s for s in SIGNALS if s in ALWAYS or signal.getsignal(s) is signal.SIG_DFL]
+    there = {s: signal.getsignal(s) for s in SIGNALS}
+    ours = [s for s, old in there.items() if old is signal.SIG_DFL or (s in ALWAYS and old is not None)]
     try:
         before = {s: signal.signal(s, handler) for s in ours}
     except ValueError:  # only the main thread may set signal handlers
